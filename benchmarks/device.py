@@ -29,8 +29,8 @@ from benchmarks.work import Sizes
 from fgrlhf_jax.data.templates import encode_text
 from fgrlhf_jax.functional.policy_losses import logprob_and_entropy
 from fgrlhf_jax.models import attention, hf_load
+from fgrlhf_jax.models.heads import positions_and_mask
 from fgrlhf_jax.models.language_model import LanguageModel
-from fgrlhf_jax.models.llama import positions_and_mask
 from fgrlhf_jax.runtime import accelerators
 from fgrlhf_jax.runtime.files import write_json
 from launch.shared import process

@@ -13,9 +13,8 @@ import numpy as np
 
 from benchmarks import checkpoint
 from fgrlhf_jax.data import sources
-from fgrlhf_jax.data.prompts import encode_prompts
 from fgrlhf_jax.data.records import Preference, Record, sides
-from fgrlhf_jax.data.templates import encode_responses, encode_text
+from fgrlhf_jax.data.templates import encode_prompts, encode_responses, encode_text
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import hf_load, llama
 from fgrlhf_jax.models.flops import decoding_flops, logits_flops, rows_flops

@@ -5,8 +5,8 @@ python -m launch.evaluate_rm --config.reward_model=DIR --config.test=FILE \
 """
 
 from fgrlhf_jax.functional import pair_metrics
-from fgrlhf_jax.reward_model.evaluate import evaluate
 from fgrlhf_jax.reward_model.scorer import RewardModel
+from fgrlhf_jax.reward_model.train import evaluate
 from fgrlhf_jax.runtime.files import write_json
 from launch.shared import cli, reading
 

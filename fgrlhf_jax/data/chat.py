@@ -1,11 +1,14 @@
-"""Chat templates: a conversation as text and ids, with no control token but the template's."""
+"""Chat templates: a conversation as text and ids, with no control token but the template's.
+
+And whether a tokenizer's control tokens go with a model.
+"""
 
 import contextlib
 import dataclasses
 import functools
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import tokenizers
@@ -225,3 +228,49 @@ def _tokens(text: str, ids: list[int], offsets: list[tuple[int, int]], special) 
             start += len(covered) - len(covered.lstrip())
             controls[place] = start, start + len(covered.strip())
     return Tokens(ids, offsets, controls)
+
+
+def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, template: str = "chat") -> None:
+    """Raises InputError if text or template can give an id beyond the model's embedding.
+
+    A control token without a row, such as one added to pad with, is fine unless it is BOS or EOS or
+    the chat template writes it, in one piece or in several: nothing else makes one of a text.
+    """
+    added = tokenizer.added_tokens_decoder
+    written = {tokenizer.bos_token_id, tokenizer.eos_token_id}
+    if template == "chat" and (source := str(tokenizer.chat_template or "")):
+        written |= {index for index, token in added.items() if token.content in source}
+        for roles in (("user",), ("system", "user"), ("user", "assistant", "user")):
+            for is_prompt in (True, False):
+                written.update(own_controls(tokenizer, source, roles, is_prompt) or ())
+    beyond = {
+        index: token
+        for token, index in tokenizer.get_vocab().items()
+        if index >= vocab_size
+        if not (index in added and added[index].special) or index in written
+    }
+    if beyond:
+        raise InputError(
+            f"tokenizer: {len(beyond)} of its tokens, such as {beyond[max(beyond)]!r} with id "
+            f"{max(beyond)}, do not fit the model's vocabulary of {vocab_size}; use the tokenizer "
+            "that belongs to the checkpoint"
+        )
+
+
+def check_end_of_turn(tokenizer: Tokenizer, template: str, ends: Collection[int]) -> str:
+    """A sentence where what ends a response in training does not end a generated one, else ""."""
+    parts = Parts("")
+    if template == "chat":
+        with contextlib.suppress(InputError):  # it wants other turns, which a file may have
+            parts = chat_parts(tokenizer, (Message("user", "a"),), "a")
+    tokens = tokenize(tokenizer, parts.closing, control=True)
+    written = [tokenizer.convert_ids_to_tokens(tokens.ids[place]) for place in tokens.controls]
+    end = [*written, parts.closing.strip() or tokenizer.eos_token][0]
+    known = tokenizer.convert_ids_to_tokens([i for i in ends if i < len(tokenizer)])
+    if end in known:
+        return ""
+    return (
+        f"template={template} ends a turn with {end!r:.60}, and a response ends with "
+        f"{', '.join(known)}: it may run on; correct eos_token_id in generation_config.json or "
+        "give another template"
+    )

@@ -21,8 +21,8 @@ from typing import Any
 
 from fgrlhf_jax.data import formats, records
 from fgrlhf_jax.data.conversations import is_transcript, join_prompt
+from fgrlhf_jax.data.messages import MESSAGES
 from fgrlhf_jax.data.records import Edit, Instruction, Preference, Record, RecordAndRow, kind_of
-from fgrlhf_jax.data.tables import MESSAGES
 from fgrlhf_jax.errors import InputError
 
 TARGETS = (*records.KINDS, "trl", "messages", "alpaca_farm", "alpaca_eval")

@@ -69,7 +69,6 @@ FIELDS = (*ANSWERS, *PROMPTS, "input", "system", "history", "id", "error_spans",
 
 # Of the better answer the higher one, as neither its rank nor its toxicity_score is.
 _SCORE = re.compile(r"(?=.*chosen)(?:(?:chosen|score|rating|reward|rm|avg|mean|overall)s?[-_ .]?)+")
-NO_COLUMNS: Mapping[str, str] = MappingProxyType({})
 
 
 def parse_columns(text: str) -> dict[str, str]:
@@ -90,7 +89,7 @@ def parse_columns(text: str) -> dict[str, str]:
 
 
 def parse_row(
-    row: Any, where: str, need: str = "any", columns: Mapping[str, str] = NO_COLUMNS
+    row: Any, where: str, need: str = "any", columns: Mapping[str, str] = MappingProxyType({})
 ) -> list[Record]:
     """The records in a row, checked; more than one where a row compares several answers.
 
@@ -229,19 +228,6 @@ def _check_scores(row: Row, where: str) -> None:
     if number_of(row.get("margin")) < 0:  # TRL's: the chosen one's score less the other's
         reason = f"margin is {row['margin']}: the rejected answer is better"
         raise InputError(f"{where}: {reason}; exchange the two answers, or take this field away")
-
-
-def with_id(row: Row, columns: Mapping[str, str]) -> Row:
-    """The row under the id that columns name, without the one that they take for another field."""
-    kept = {n: value for n, value in row.items() if n != "id" or "id" not in columns.values()}
-    return kept | {"id": row[columns["id"]]} if "id" in columns else kept
-
-
-def is_prompt_in_texts(row: Row, columns: Mapping[str, str]) -> bool:
-    """Whether a row that was read has its prompt as the beginning of two texts, as in TRL."""
-    chosen = row.get(columns.get("chosen", "chosen"))
-    has_text = isinstance(chosen, str) and not is_transcript(chosen)
-    return has_text and not any(name in row or name in columns for name in PROMPTS)
 
 
 def _layout(row: Row, named: Iterable[str], where: str, need: str) -> tuple[str, ...]:

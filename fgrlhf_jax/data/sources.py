@@ -7,11 +7,12 @@ import gzip
 import json
 import os
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fgrlhf_jax.data import formats, hub_datasets, tables, trees
-from fgrlhf_jax.data.conversations import load_json
+from fgrlhf_jax.data import formats, hub_datasets, messages, tables
+from fgrlhf_jax.data.conversations import is_transcript, load_json
 from fgrlhf_jax.data.records import Record
 from fgrlhf_jax.data.tables import Rows, check_size, invalid_utf8
 from fgrlhf_jax.errors import InputError
@@ -51,12 +52,12 @@ def read_with_rows(
             raise InputError(f"{spec!r:.200}: names no file; give FILE.jsonl[,FILE.jsonl…]")
         count, unprompted = len(pairs), []
         message = f"{source}: holds no rows; give a file with at least one"
-        for where, row in trees.unfold(read_rows(source), need):
+        for where, row in messages.unfold(read_rows(source), need):
             try:
                 parsed = formats.parse_row(row, where, need, names)
-                if formats.is_prompt_in_texts(row, names):
+                if is_prompt_in_texts(row, names):
                     unprompted.append((where, len(pairs)))
-                pairs += [(record, formats.with_id(row, names)) for record in parsed]
+                pairs += [(record, with_id(row, names)) for record in parsed]
             except InputError as error:
                 if refused is None:
                     hint = "or leave such rows out with invalid=drop"
@@ -77,6 +78,19 @@ def read_with_rows(
     return pairs
 
 
+def with_id(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
+    """The row under the id that columns name, without the one that they take for another field."""
+    kept = {n: value for n, value in row.items() if n != "id" or "id" not in columns.values()}
+    return kept | {"id": row[columns["id"]]} if "id" in columns else kept
+
+
+def is_prompt_in_texts(row: Mapping[str, Any], columns: Mapping[str, str]) -> bool:
+    """Whether a row that was read has its prompt as the beginning of two texts, as in TRL."""
+    chosen = row.get(columns.get("chosen", "chosen"))
+    has_text = isinstance(chosen, str) and not is_transcript(chosen)
+    return has_text and not any(name in row or name in columns for name in formats.PROMPTS)
+
+
 def split_sources(spec: str) -> list[str]:
     """The sources of a comma-separated list; a file that has commas in its name is one."""
     return [spec] if os.path.exists(spec) else [source.strip() for source in spec.split(",")]
@@ -90,21 +104,17 @@ def read_rows(source: str) -> Rows:
 
     Raises InputError for what cannot be read, and for more than ``tables.SOURCE_BYTES``.
     """
-    return tables.with_messages(_read_rows(source))
-
-
-def _read_rows(source: str) -> Rows:
     shown, is_known = f"{source:.300}", source.endswith(SUFFIXES)
     if os.path.isdir(source):
         raise InputError(f"{shown}: is a folder; name the files in it, separated by commas")
     if not os.path.exists(source):
         if not is_known and hub_datasets.is_dataset(source):
-            return tables.dataset_rows(source)
+            return messages.with_messages(tables.dataset_rows(source))
         raise InputError(f"{shown}: there is no such file; check the path")
     if not is_known:
         raise InputError(f"{shown}: is none of {', '.join(SUFFIXES)}; convert it to one of them")
     if source.endswith(".parquet"):
-        return tables.parquet_rows(source)
+        return messages.with_messages(tables.parquet_rows(source))
     try:
         with open(source, "rb") as file:  # downloads lose the ending .gz, or keep it and unpack
             packed = file.peek(2).startswith(b"\x1f\x8b")
@@ -115,7 +125,8 @@ def _read_rows(source: str) -> Rows:
     check_size(source, len(data))
     data = data.removeprefix(b"\xef\xbb\xbf")
     is_csv = ".csv" in Path(source).suffixes
-    return tables.csv_rows(data, source) if is_csv else _json_rows(data, source)
+    rows = tables.csv_rows(data, source) if is_csv else _json_rows(data, source)
+    return messages.with_messages(rows)
 
 
 def _json_rows(data: bytes, source: str) -> Rows:

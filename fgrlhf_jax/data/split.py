@@ -3,28 +3,23 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from fgrlhf_jax.data.records import Record, prompt_key, responses_of
 from fgrlhf_jax.errors import InputError
 
 
 def split(
-    records: Sequence[Record],
-    share: float,
-    seed: int,
-    log: Callable[[str], None] = print,
-    *,
-    exact: bool = False,
+    records: Sequence[Record], share: float, seed: int, *, exact: bool = False
 ) -> tuple[list[Record], list[Record]]:
     """(train, validation), about ``share`` of the prompts in the latter, in their order.
 
     A hash of (seed, prompt) decides: the rows of a prompt are on one side, whatever the others are.
     Where half of the rows have one prompt, or the prompts are few for the share, rows that share a
-    response are on one side in its place.
+    response are on one side in its place; a line says so, and where a side would be empty and got
+    the nearest prompt.
 
     Args:
-      log: is told of the latter, and of a side that would be empty and got the nearest prompt.
       exact: the share, rounded, of the prompts, those with the lowest hashes; which these are
         depends on the others.
 
@@ -36,7 +31,7 @@ def split(
     is_large = 4 * min(share, 1 - share) * len(counts) < 1 or max(counts.values()) * 2 >= rows
     if 0 < share < 1 < rows and (len(counts) == 1 or (is_large and rows >= 20)):
         keys, name = _response_keys(records), "response"
-        log(f"the {rows} rows have {len(counts)} prompts; validation is split off by {name}")
+        print(f"the {rows} rows have {len(counts)} prompts; validation is split off by {name}")
     digests = {key: hashlib.sha256(json.dumps([seed, *key]).encode()).digest() for key in keys}
     places = {key: int.from_bytes(value[:8], "big") / 2**64 for key, value in digests.items()}
     drawn = sum(place < share for place in places.values())
@@ -55,7 +50,7 @@ def split(
             )
     if count != wanted:
         amount, size = ("none", "larger") if count > wanted else ("all", "smaller")
-        log(
+        print(
             f"validation: {len(sides[1])} of {rows} rows (validation_share={share} is {amount} of "
             f"{len(places)} {name}s); give --config.validation or a {size} share"
         )

@@ -1,14 +1,11 @@
 """Rows of tables: CSV, Parquet, and what the `datasets` library loads."""
 
-import ast
 import csv
 import io
-import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from fgrlhf_jax.data import hub_datasets
-from fgrlhf_jax.data.conversations import ROLES, load_json
 from fgrlhf_jax.data.row_fields import ROW_BYTES
 from fgrlhf_jax.errors import InputError
 
@@ -16,16 +13,6 @@ SOURCE_BYTES = 2 * 10**9
 LEAST_ROW_BYTES = 50  # of JSON; a column of one value takes none in Parquet
 BATCH_ROWS, MOST_BATCH_ROWS = 16, 4096  # few: a cell may be large
 BATCH_BYTES = 10**8  # at most, but of BATCH_ROWS
-
-# Fields that are never messages.
-_TEXTS = {"instruction", "raw_instruction", "input", "system", "output", "response"}
-_TEXTS |= {"original", "edited", "output_1", "output_2", "text"}
-# In a text: an object that begins like a message, and a role and a content in it or behind it.
-MESSAGES = re.compile(
-    r"(?s)\s*+(?:\[\s*+)?\{\s*(?=[\"'](?:role|content|from|value)[\"']\s*:)"
-    rf"(?=.*[\"'](?:role|from)[\"']\s*:\s*[\"'](?:{'|'.join(ROLES)})[\"'])"
-    r"(?=.*[\"'](?:content|value)[\"']\s*:)"
-)
 
 Rows = Iterator[tuple[str, Any]]
 
@@ -73,32 +60,6 @@ def csv_rows(data: bytes, source: str) -> Rows:
         raise InputError(f"{source}:{reader.line_num}: {reason}") from error
 
 
-def with_messages(rows: Rows) -> Rows:
-    """The rows with messages for the texts that hold some: JSON, or what Python shows of a list."""
-    for where, row in rows:
-        try:
-            if isinstance(row, dict):
-                row = {n: v if n in _TEXTS else _messages(v, where) for n, v in row.items()}
-        except InputError as error:
-            row = error
-        yield where, row
-
-
-def _messages(text: Any, where: str) -> Any:
-    if not (isinstance(text, str) and MESSAGES.match(text)):
-        return text
-    for parse in (load_json, ast.literal_eval):
-        try:
-            return parse(text)
-        except KeyError as error:
-            reason = f"the field {error.args[0]!r:.60} is there twice in one message; take one out"
-            raise InputError(f"{where}: {reason}") from error
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
-            continue
-    reason = f"{text[:60]!r} is no list of messages in JSON"
-    raise InputError(f"{where}: {reason}; correct it, or save lists of objects")
-
-
 def dataset_rows(source: str) -> Rows:
     """Rows of a dataset, see ``hub_datasets``."""
     table = hub_datasets.load(source).data
@@ -107,18 +68,17 @@ def dataset_rows(source: str) -> Rows:
 
 def parquet_rows(source: str) -> Rows:
     """Rows of a Parquet file."""
-    return _arrow_rows(source, lambda: _parquet_batches(source))
-
-
-def _parquet_batches(source: str) -> Iterator:
     import pyarrow.parquet
 
-    file = pyarrow.parquet.ParquetFile(source)
-    groups = range(file.metadata.num_row_groups)
-    sizes = [file.metadata.row_group(n).total_byte_size for n in groups]  # before it is expanded
-    check_size(source, max(sum(sizes), LEAST_ROW_BYTES * file.metadata.num_rows))
-    count = BATCH_BYTES // max([1, *sizes])  # no row has more bytes than its group
-    return file.iter_batches(batch_size=min(max(count, BATCH_ROWS), MOST_BATCH_ROWS))
+    def batches() -> Iterator:
+        file = pyarrow.parquet.ParquetFile(source)
+        groups = range(file.metadata.num_row_groups)
+        sizes = [file.metadata.row_group(n).total_byte_size for n in groups]  # not yet expanded
+        check_size(source, max(sum(sizes), LEAST_ROW_BYTES * file.metadata.num_rows))
+        count = BATCH_BYTES // max([1, *sizes])  # no row has more bytes than its group
+        return file.iter_batches(batch_size=min(max(count, BATCH_ROWS), MOST_BATCH_ROWS))
+
+    return _arrow_rows(source, batches)
 
 
 def _arrow_rows(source: str, batches: Callable[[], Iterable]) -> Rows:

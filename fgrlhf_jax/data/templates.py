@@ -7,11 +7,12 @@ template's own control tokens do).
 """
 
 import bisect
-import contextlib
 import dataclasses
 import functools
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
+
+import numpy as np
 
 from fgrlhf_jax.data import chat
 from fgrlhf_jax.data.conversations import join_prompt
@@ -66,33 +67,6 @@ def check_template(template: str, tokenizer: "Tokenizer | None") -> None:
         )
 
 
-def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, template: str = "chat") -> None:
-    """Raises InputError if text or template can give an id beyond the model's embedding.
-
-    A control token without a row, such as one added to pad with, is fine unless it is BOS or EOS or
-    the chat template writes it, in one piece or in several: nothing else makes one of a text.
-    """
-    added = tokenizer.added_tokens_decoder
-    written = {tokenizer.bos_token_id, tokenizer.eos_token_id}
-    if template == "chat" and (source := str(tokenizer.chat_template or "")):
-        written |= {index for index, token in added.items() if token.content in source}
-        for roles in (("user",), ("system", "user"), ("user", "assistant", "user")):
-            for is_prompt in (True, False):
-                written.update(chat.own_controls(tokenizer, source, roles, is_prompt) or ())
-    beyond = {
-        index: token
-        for token, index in tokenizer.get_vocab().items()
-        if index >= vocab_size
-        if not (index in added and added[index].special) or index in written
-    }
-    if beyond:
-        raise InputError(
-            f"tokenizer: {len(beyond)} of its tokens, such as {beyond[max(beyond)]!r} with id "
-            f"{max(beyond)}, do not fit the model's vocabulary of {vocab_size}; use the tokenizer "
-            "that belongs to the checkpoint"
-        )
-
-
 def check_limits(overlong: str, max_prompt_length: int, max_length: int | None = None) -> None:
     """Raises InputError unless "drop" or "truncate", and where no response would have room."""
     if overlong not in ("drop", "truncate"):
@@ -142,6 +116,54 @@ def encode_prompt(
     """(ids, truncated) of a record's prompt, as :func:`fit_prompt` shortens it."""
     _, ids, truncated = fit_prompt(tokenizer, template, record, max_length)
     return ids, truncated
+
+
+def encode_prompts(
+    records: Sequence[Record],
+    tokenizer: Tokenizer,
+    *,
+    template: str,
+    max_prompt_length: int,
+    overlong: str,
+) -> tuple[list[list[int]], list[int], dict[str, int]]:
+    """Token ids of the usable prompts, the numbers of their records, and counts of the rest.
+
+    Args:
+      records: of any kind; their responses are not read.
+      overlong: "drop" leaves out prompts longer than ``max_prompt_length``, "truncate" shortens
+        them (:func:`encode_prompt`).
+
+    Raises:
+      InputError: when nothing is left.
+    """
+    check_limits(overlong, max_prompt_length)
+    prompts, rows = [], []
+    counts = {"prompts": len(records), "kept": 0, "dropped_overlong": 0, "truncated": 0}
+    for row, record in enumerate(records):
+        ids, truncated = encode_prompt(tokenizer, template, record, max_prompt_length)
+        if truncated and overlong == "drop":
+            counts["dropped_overlong"] += 1
+            continue
+        counts["truncated"] += truncated
+        prompts.append(ids)
+        rows.append(row)
+    counts["kept"] = len(prompts)
+    if not prompts:
+        raise InputError(
+            f"all {len(records)} prompts are longer than max_prompt_length {max_prompt_length}; "
+            "raise it, or set overlong='truncate'"
+        )
+    return prompts, rows, counts
+
+
+def pad_prompts(prompts: Sequence[Sequence[int]], width: int) -> tuple[np.ndarray, np.ndarray]:
+    """tokens_BP int32 and mask_BP bool, padded on the left, so that a response follows at once."""
+    tokens_BP = np.zeros((len(prompts), width), np.int32)
+    mask_BP = np.zeros((len(prompts), width), bool)
+    for b, ids in enumerate(prompts):
+        tokens_BP[b, width - len(ids) :] = ids
+        mask_BP[b, width - len(ids) :] = True
+    return tokens_BP, mask_BP
 
 
 def fit_prompt(
@@ -220,25 +242,6 @@ def encode_responses(
 def encode_text(tokenizer: Tokenizer, text: str) -> list[int]:
     """The ids of a text by itself, control tokens in it spelt out."""
     return chat.tokenize(tokenizer, text).ids
-
-
-def check_end_of_turn(tokenizer: Tokenizer, template: str, ends: Collection[int]) -> str:
-    """A sentence where what ends a response in training does not end a generated one, else ""."""
-    parts = chat.Parts("")
-    if template == "chat":
-        with contextlib.suppress(InputError):  # it wants other turns, which a file may have
-            parts = chat.chat_parts(tokenizer, (Message("user", "a"),), "a")
-    tokens = chat.tokenize(tokenizer, parts.closing, control=True)
-    written = [tokenizer.convert_ids_to_tokens(tokens.ids[place]) for place in tokens.controls]
-    end = [*written, parts.closing.strip() or tokenizer.eos_token][0]
-    known = tokenizer.convert_ids_to_tokens([i for i in ends if i < len(tokenizer)])
-    if end in known:
-        return ""
-    return (
-        f"template={template} ends a turn with {end!r:.60}, and a response ends with "
-        f"{', '.join(known)}: it may run on; correct eos_token_id in generation_config.json or "
-        "give another template"
-    )
 
 
 @functools.lru_cache(maxsize=8)

@@ -113,9 +113,7 @@ def return_to_go(reward_T: jax.Array, response_T: jax.Array, gamma: float) -> ja
     return gae(reward_T, jnp.zeros_like(reward_T), response_T, gamma, 1.0)[0]
 
 
-def leave_one_out(
-    return_KT: jax.Array, response_KT: jax.Array, ended_K: jax.Array | float = 0.0
-) -> jax.Array:
+def leave_one_out(return_KT: jax.Array, response_KT: jax.Array, ended_K: jax.Array) -> jax.Array:
     """Advantages of RLOO (Ahmadian et al. 2024, arXiv:2402.14740, Section 3.3) per position.
 
     A^i_t = G^i_t - 1 / (K - 1) sum_{j != i} G^j_t. The baseline depends on the other samples only,
@@ -124,14 +122,14 @@ def leave_one_out(
     Args:
       return_KT: float32, :func:`return_to_go` of the K >= 2 samples of one prompt.
       response_KT: bool, True on real tokens.
-      ended_K: the value of a sample beyond its end, for the others' baseline. With token rewards 0,
-        its return to go; with sequence rewards its score, which gives exactly the paper's RLOO.
+      ended_K: float32, the value of a sample beyond its end, for the others' baseline. With token
+        rewards 0, its return to go; with sequence rewards its score, which gives exactly the
+        paper's RLOO.
     """
     chex.assert_equal_shape([return_KT, response_KT])
     chex.assert_rank(return_KT, 2)
     chex.assert_axis_dimension_gt(return_KT, 0, 1)
-    ended_KT = jnp.broadcast_to(jnp.reshape(ended_K, (-1, 1)), return_KT.shape)
-    return_KT = jnp.where(response_KT, return_KT, ended_KT)
+    return_KT = jnp.where(response_KT, return_KT, ended_K[:, None])
     others_KT = jnp.sum(return_KT, axis=0, keepdims=True) - return_KT
     return jnp.where(response_KT, return_KT - others_KT / (return_KT.shape[0] - 1), 0.0)
 

@@ -60,11 +60,7 @@ def dpo_loss(logprob_2: jax.Array, ref_logprob_2: jax.Array, beta: float) -> jax
 
 
 def dense_logprob(
-    logprob_S: jax.Array,
-    response_S: jax.Array,
-    changed_S: jax.Array,
-    gamma: float,
-    normalize: bool = False,
+    logprob_S: jax.Array, response_S: jax.Array, changed_S: jax.Array, gamma: float, normalize: bool
 ) -> jax.Array:
     """Dense DPO's log-probability of a response: sum over U0 + gamma sum over U1.
 

@@ -25,12 +25,13 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
     return float(values.mean()), float(values.std(ddof=1) / np.sqrt(values.size))
 
 
-def wilson_interval(share: float, n: int, z: float = 1.959964) -> tuple[float, float]:
+def wilson_interval(share: float, n: int) -> tuple[float, float]:
     """Wilson's score interval (low, high) of a share of ``n`` comparisons; valid at 0 and 1 too.
 
     It contains all p with |share - p| <= z √(p (1 - p) / n), z the normal quantile of 95 %. With
     draws counted as one half it is slightly wide, because they vary less than a binomial.
     """
+    z = 1.959964
     center, scale = share + z**2 / (2 * n), 1 + z**2 / n
     half = z * np.sqrt(share * (1 - share) / n + (z / (2 * n)) ** 2)
     return max(0.0, float((center - half) / scale)), min(1.0, float((center + half) / scale))

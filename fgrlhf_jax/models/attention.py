@@ -1,9 +1,10 @@
 """Attention over a sequence and over a KV cache, with its masks and kernels.
 
-Shape letters as in llama.py. The rank of ``attend`` selects the mask:
+Shape letters as in llama.py. The form of ``attend`` selects the mask:
 
     rank 3   attend_BQS, an explicit [query, key] mask; causal for a sequence itself
     rank 2   mask_BS, True on real tokens: causal attention over real keys
+    tuple    (mask_BS, branch_BS) of pair rows, see :func:`dense_mask`
     None     causal attention only, for rows padded on the right, where no real token sees padding
 
 Causal attention has flash kernels, which hold no scores in memory: cuDNN's on NVIDIA GPUs from
@@ -74,32 +75,30 @@ def _unfit(choice: str, dtype: str, head_dim: int) -> str:
     return ""
 
 
-def dense_mask(attend: jax.Array) -> jax.Array:
-    """attend_BSS, the explicit mask for an ``attend`` of rank 2 or 3.
+def dense_mask(attend: jax.Array | tuple[jax.Array, jax.Array]) -> jax.Array:
+    """attend_BSS, the explicit mask for any ``attend`` but None.
 
         mask      attend (rows are queries)
         0 1 1     1 0 0 | 0 1 0 | 0 1 1
         1 1 0     1 0 0 | 1 1 0 | 1 1 1
 
     Causal over real keys, plus the diagonal, so that no query, not even a padded one, has an empty
-    softmax.
+    softmax. In pair rows (``data.pairs.pad_pairs``) tokens see the common beginning, which has
+    branch 0, and their own side's tail:
+
+        branch    attend
+        0 1 2     1 0 0 | 1 1 0 | 1 0 1
     """
+    if isinstance(attend, tuple):
+        mask_BS, branch_BS = attend
+        query_BS1, key_B1S = branch_BS[:, :, None], branch_BS[:, None, :]
+        return dense_mask(mask_BS) & ((key_B1S == 0) | (key_B1S == query_BS1))
     if attend.ndim == 3:
         return attend
     length = attend.shape[-1]
     causal_1SS = jnp.tri(length, dtype=bool)[None]
     self_1SS = jnp.eye(length, dtype=bool)[None]
     return (causal_1SS & attend[:, None, :]) | self_1SS
-
-
-def attend_in_pairs(branch_BS: jax.Array, mask_BS: jax.Array) -> jax.Array:
-    """The mask attend_BSS of pair rows: tokens see the common beginning and their own side's tail.
-
-    branch   attend (rows are queries)
-    0 1 2    1 0 0 | 1 1 0 | 1 0 1
-    """
-    query_BS1, key_B1S = branch_BS[:, :, None], branch_BS[:, None, :]
-    return dense_mask(mask_BS) & ((key_B1S == 0) | (key_B1S == query_BS1))
 
 
 def self_attention(q_BSNH, k_BSKH, v_BSKH, attend, implementation: str) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Heads on LLaMA's states: a language model's logits, or one number per token."""
+"""The models: heads on LLaMA's states give a language model's logits, or one number per token."""
 
 import functools
 import re
@@ -8,8 +8,26 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from fgrlhf_jax.models.dense import flat_product, logits_product
-from fgrlhf_jax.models.llama import Llama, LlamaConfig, positions_and_mask
+from fgrlhf_jax.models.llama import Llama, LlamaConfig
 from fgrlhf_jax.runtime import sharding
+
+
+def positions_and_mask(mask_BS: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Position ids that count real tokens only, and the mask: the arguments of every model.
+
+        mask      positions
+        0 1 1     0 0 1
+        1 1 0     0 1 1
+
+    Args:
+      mask_BS: bool, True on real tokens.
+
+    Returns:
+      positions_BS int32, and mask_BS bool, which as ``attend`` means causal attention to real
+      tokens, see :mod:`fgrlhf_jax.models.attention`.
+    """
+    positions_BS = jnp.maximum(jnp.cumsum(mask_BS, axis=-1, dtype=jnp.int32) - 1, 0)
+    return positions_BS, mask_BS.astype(bool)
 
 
 class LogitsHead(nn.Module):

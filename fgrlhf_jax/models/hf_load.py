@@ -191,8 +191,10 @@ def _folder_tokenizer(folder: Path):
             ) from error
 
 
-def load_params(path: str | os.PathLike, abstract: Any, *, merged: bool = True) -> Any:
+def load_params(path: str | os.PathLike, abstract: Any) -> Any:
     """Loads the parameters in ``abstract`` from a checkpoint, tensor by tensor.
+
+    An adapter is added to the weights of its base.
 
     Args:
       path: folder, GGUF file or hub id.
@@ -200,7 +202,6 @@ def load_params(path: str | os.PathLike, abstract: Any, *, merged: bool = True) 
         and lora.py, or any part of it; each leaf's dtype and sharding are those of the result. A
         ``quantize.Quantized`` kernel is quantized layer by layer as it is read. ``head/unembed``
         comes from the LM head (or the tied embedding) if the checkpoint has no such tensor.
-      merged: whether an adapter is added to the weights of its base; False gives the plain base.
 
     Raises:
       InputError: for all missing, surplus and misshapen tensors in one message; for files that are
@@ -210,7 +211,7 @@ def load_params(path: str | os.PathLike, abstract: Any, *, merged: bool = True) 
     stored, digests = _base_tensors(path), {}
     if peft.recorded_digest(path):
         stored = peft.digest_as_read(stored, digests)
-    return _load(resolve(path), abstract, stored, digests, merged=merged)
+    return _load(resolve(path), abstract, stored, digests, merged=True)
 
 
 def load_base(path: str | os.PathLike, abstract: Any) -> tuple[Any, str]:

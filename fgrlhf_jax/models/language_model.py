@@ -17,10 +17,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from fgrlhf_jax.data import templates
+from fgrlhf_jax.data import chat, templates
 from fgrlhf_jax.data.bucketing import by_length, make_buckets
 from fgrlhf_jax.data.formats import listed, parse_record
-from fgrlhf_jax.data.prompts import pad_prompts
 from fgrlhf_jax.data.records import Instruction, Record
 from fgrlhf_jax.data.tokenizers import Tokenizer, decode
 from fgrlhf_jax.errors import InputError
@@ -147,9 +146,9 @@ class LanguageModel:
         module, tokenizer = heads.CausalLM(cfg), hf_load.load_tokenizer(path)
         template = hf_load.resolve_template(path, tokenizer, template)
         templates.check_template(template, tokenizer)
-        templates.check_vocabulary(tokenizer, cfg.vocab_size, template)
+        chat.check_vocabulary(tokenizer, cfg.vocab_size, template)
         ends = hf_load.end_ids(path, tokenizer, log)
-        if note := templates.check_end_of_turn(tokenizer, template, ends):
+        if note := chat.check_end_of_turn(tokenizer, template, ends):
             log(f"{path}: {note}")
         model = cls(path, module, tokenizer, sharding.make_mesh(mesh), template, ends)
         if not lazy:
@@ -244,7 +243,7 @@ class LanguageModel:
         buckets = make_buckets(longest or max(lengths, default=1), 16)
         with jax.set_mesh(self.mesh):
             for batch in progress(by_length(lengths, batch_size, buckets)):
-                arrays = pad_prompts([prompts[row] for row in batch.filled], batch.width)
+                arrays = templates.pad_prompts([prompts[row] for row in batch.filled], batch.width)
                 responses = sampling.generate(
                     self.weights,
                     *sharding.put_batch(arrays, self.mesh),

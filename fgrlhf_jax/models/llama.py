@@ -103,24 +103,6 @@ def dtype_name(dtype: str | jnp.dtype) -> str:
     return name
 
 
-def positions_and_mask(mask_BS: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Position ids that count real tokens only, and the mask: the arguments of every model.
-
-        mask      positions
-        0 1 1     0 0 1
-        1 1 0     0 1 1
-
-    Args:
-      mask_BS: bool, True on real tokens.
-
-    Returns:
-      positions_BS int32, and mask_BS bool, which as ``attend`` means causal attention to real
-      tokens, see :mod:`fgrlhf_jax.models.attention`.
-    """
-    positions_BS = jnp.maximum(jnp.cumsum(mask_BS, axis=-1, dtype=jnp.int32) - 1, 0)
-    return positions_BS, mask_BS.astype(bool)
-
-
 def inverse_frequencies(cfg: LlamaConfig) -> jax.Array:
     """Rotary frequencies [H/2], float32, theta^(-2i/H) (Su et al. 2021, arXiv:2104.09864).
 
@@ -269,11 +251,12 @@ class Llama(nn.Module):
         self.norm = _norm(cfg)
 
     def __call__(self, tokens_BS, positions_BS, attend) -> jax.Array:
-        """hidden_BSD in the compute dtype; the arguments as from :func:`positions_and_mask`.
+        """hidden_BSD in the compute dtype; the arguments as from ``heads.positions_and_mask``.
 
-        ``attend`` may also be an explicit attend_BSS, True where a query may see a key.
+        ``attend`` may also be any other of :mod:`fgrlhf_jax.models.attention`, but None.
         """
-        flash = attend.ndim == 2 and self.cfg.kernel != "xla"
+        is_mask = not isinstance(attend, tuple) and attend.ndim == 2
+        flash = is_mask and self.cfg.kernel != "xla"
         if flash:
             # Flash kernels are causal only: padding moves to where no real token sees it.
             order_BS = jnp.argsort(~attend, axis=1, stable=True)

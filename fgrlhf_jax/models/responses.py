@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from fgrlhf_jax.data.prompts import encode_prompts
 from fgrlhf_jax.data.records import Record, alpaca_eval_prompt
+from fgrlhf_jax.data.templates import encode_prompts
 from fgrlhf_jax.models import sampling
 from fgrlhf_jax.models.language_model import LanguageModel, SamplingParams
 

@@ -9,7 +9,7 @@ cache are S = P + T.
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import chex
@@ -17,8 +17,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fgrlhf_jax.models import heads, llama, prefill, row_groups
+from fgrlhf_jax.models import attention, heads, llama, row_groups
 from fgrlhf_jax.models.decoding import DecodingWeights
+from fgrlhf_jax.runtime import sharding
+
+ROWS = 8  # rows per device in a group: enough for efficient products, and of similar length
 
 
 class Sampled(NamedTuple):
@@ -173,12 +176,12 @@ def generate(
             (prompt_BP, mask_BP, prompt_length_B, key_B), order_GN
         )
 
-    def fill(prompt_BP, mask_BP, columns: int):
-        prompts = {"prompt_BP": prompt_BP, "mask_BP": mask_BP, "columns": columns}
-        run = functools.partial(prefill.prefill, **prompts, int8=int8_cache)
+    def fill(prompt_BP, mask_BP):
+        prompts = {"prompt_BP": prompt_BP, "mask_BP": mask_BP, "columns": P + max_new}
+        run = functools.partial(_prefill, **prompts, int8=int8_cache)
         return _guided_logits(run, model, weights, guide)
 
-    logits_BV, caches = prefill.by_width(fill, prompt_BP, mask_BP, max_new, prompt_widths)
+    logits_BV, caches = _by_width(fill, prompt_BP, mask_BP, prompt_widths)
     empty_BT = jnp.zeros((B, max_new), jnp.int32)
     empty = Sampled(empty_BT, empty_BT[:, 0], jnp.zeros(B, bool), empty_BT.astype(jnp.float32))
     columns_1S = jnp.arange(P + max_new)[None]
@@ -219,6 +222,48 @@ def _guided_logits(run, model, weights: DecodingWeights, guide: Guide | None, ca
         return logits_BV, (cache, ())
     price_BV, guide_cache = run(guide.module, guide.weights, caches[1])
     return logits_BV + guide.scale * price_BV, (cache, guide_cache)
+
+
+def _by_width(fill: Callable, prompt_BP: jax.Array, mask_BP: jax.Array, widths: tuple[int, ...]):
+    """Applies ``fill(prompt_BP, mask_BP)`` to small groups of rows.
+
+    Each group has the narrowest width that holds its prompts; rows should be sorted by length.
+    """
+    rows = ROWS * sharding.batch_shards()
+    if len(widths) < 2 or rows >= len(prompt_BP) or len(prompt_BP) % rows:
+        return fill(prompt_BP, mask_BP)
+    bodies = [
+        lambda prompt_BP, mask_BP, width=width: fill(prompt_BP[:, :width], mask_BP[:, :width])
+        for width in widths
+    ]
+
+    def group(prompts):
+        longest = jnp.max(jnp.sum(prompts[1], axis=1))
+        return jax.lax.switch(jnp.sum(longest > np.array(widths)), bodies, *prompts)
+
+    return row_groups.unsplit(jax.lax.map(group, row_groups.split((prompt_BP, mask_BP), ROWS)))
+
+
+def _prefill(model, weights: DecodingWeights, _, *, prompt_BP, mask_BP, columns: int, int8: bool):
+    """The logits of the token after each prompt, and a cache that begins with the prompts.
+
+    Prompts are padded on the right; ``columns`` is the number of columns of the cache.
+    """
+    P = prompt_BP.shape[1]
+    hidden_BPD = model.apply({"params": weights.outer}, prompt_BP, method="embed")
+    rope = llama.rotary_tables(model.cfg, heads.positions_and_mask(mask_BP)[0])
+    cache = []
+    for layer in weights.layers:
+        block = functools.partial(llama.Block(model.cfg).apply, {"params": layer})
+        hidden_BPD, heads_BPKH = block(hidden_BPD, rope, None, cache=())
+        arrays = zip(attention.to_cache(*heads_BPKH, int8), attention.CACHE_AXES, strict=False)
+        room = lambda axis: [(0, columns - P if a == axis else 0) for a in range(4)]  # noqa: E731
+        cache.append(tuple(jnp.pad(x, room(axis)) for x, axis in arrays))
+    cache = jax.tree.map(sharding.constrain_cache, tuple(cache))
+    last_B11 = jnp.maximum(jnp.sum(mask_BP, axis=1) - 1, 0)[:, None, None]
+    last_B1D = jnp.take_along_axis(hidden_BPD, last_B11, axis=1)
+    logits_B1V = model.apply({"params": weights.outer}, last_B1D, method="finish")
+    return logits_B1V[:, 0], cache
 
 
 def _decode_token(

@@ -22,8 +22,8 @@ from fgrlhf_jax.models.language_model import LanguageModel, SamplingParams
 from fgrlhf_jax.models.responses import generate_responses
 from fgrlhf_jax.pipeline import arms, datasets
 from fgrlhf_jax.pipeline.commands import TASK_FIELDS, policy_folder, task_fields
-from fgrlhf_jax.reward_model.evaluate import evaluate
 from fgrlhf_jax.reward_model.scorer import RewardModel
+from fgrlhf_jax.reward_model.train import evaluate
 from fgrlhf_jax.runtime import user_function
 from fgrlhf_jax.runtime.files import read_json, write_json
 from fgrlhf_jax.runtime.versions import describe_devices

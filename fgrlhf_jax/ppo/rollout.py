@@ -9,12 +9,11 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from fgrlhf_jax.data import templates
-from fgrlhf_jax.data.prompts import encode_prompts, pad_prompts
-from fgrlhf_jax.data.records import prompt_fields, prompt_text
+from fgrlhf_jax.data.records import prompt_fields
+from fgrlhf_jax.data.templates import pad_prompts
 from fgrlhf_jax.data.tokenizers import decode, token_texts
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.models import hf_load, sampling
+from fgrlhf_jax.models import sampling
 from fgrlhf_jax.ppo.algorithm import COMPARING, Rollout
 from fgrlhf_jax.ppo.models import Architectures, Frozen
 from fgrlhf_jax.reward_model.model import Normalization, fit_normalization
@@ -72,62 +71,6 @@ def rows_of_step(count: int, size: int, *, seed: int, step: int) -> np.ndarray:
     epoch, batch = divmod(step, count // size)
     order = np.random.default_rng((seed, epoch)).permutation(count)
     return order[batch * size : (batch + 1) * size]
-
-
-def resolve_template(config: ConfigDict, models: Architectures, tokenizer) -> str:
-    """The prompt template of a run; prints a line if it is unusual.
-
-    In order: the config's; the reward model's; the one that the policy was fine-tuned with; chat,
-    if the policy's tokenizer has a chat template; alpaca. If a function gives the rewards, the
-    policy's comes before the reward model's. Raises InputError if the reward model needs another
-    one.
-    """
-    rewarded = models.meta.data["template"] if models.meta else ""
-    named, learned = config.data.template, hf_load.learned_template(config.policy)
-    if config.reward_function:
-        rewarded = learned or rewarded
-    elif rewarded and learned and rewarded != learned and not named:
-        raise InputError(
-            f"the policy was fine-tuned with the template {learned}, the reward model with "
-            f"{rewarded}; train both with the same, or give data.template={rewarded} if this is "
-            "meant"
-        )
-    elif named and rewarded and named != rewarded:
-        raise InputError(
-            f"data.template={named}: the reward model was trained with {rewarded}; it scores the "
-            "sampled tokens with their prompt as it is, so both need the same"
-        )
-    template = hf_load.resolve_template(config.policy, tokenizer, named or rewarded)
-    if learned not in ("", template):
-        print(f"data.template={template}, though the policy was fine-tuned with {learned}")
-    ends = hf_load.end_ids(config.policy, tokenizer, print)
-    if note := templates.check_end_of_turn(tokenizer, template, ends):
-        print(f"policy={config.policy}: {note}")
-    return template
-
-
-def encode(
-    name: str, rows: list, config: ConfigDict, models: Architectures, tokenizer, template: str
-) -> Prompts:
-    """Encodes the prompts of records; prints how many were left out or cut.
-
-    Raises InputError if none is left, or if they leave no room for responses.
-    """
-    limits = {name: config.data[name] for name in ("max_prompt_length", "overlong")}
-    try:
-        ids, numbers, counts = encode_prompts(rows, tokenizer, template=template, **limits)
-    except InputError as error:
-        raise InputError(f"{name}: {error}") from error
-    longest = max(map(len, ids)) + config.data.max_new_tokens
-    limit = min(m.cfg.max_position for m in (models.policy, models.reward_model) if m)
-    if longest > limit:
-        raise InputError(
-            f"a prompt and data.max_new_tokens make {longest} tokens, more than the model's "
-            f"{limit} positions; lower data.max_new_tokens or data.max_prompt_length"
-        )
-    print(f"{name}: " + ", ".join(f"{n} {label}" for label, n in counts.items()))
-    records = [rows[number] for number in numbers]
-    return Prompts(ids, [prompt_text(r) for r in records], records)
 
 
 def roll_out(

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from fgrlhf_jax.functional import policy_losses
-from fgrlhf_jax.models import heads, llama, lora
+from fgrlhf_jax.models import heads, lora
 from fgrlhf_jax.models.sampling import Sampled
 from fgrlhf_jax.ppo import micro_batches
 from fgrlhf_jax.ppo.algorithm import PPOSettings, Predictions, Rollout, Rows
@@ -68,7 +68,7 @@ def predict(
       target: for distillation, the target that the policy is compared with over all tokens.
     """
     before_BT = jnp.maximum(rows.columns_BT - 1, 0)
-    inputs = rows.tokens_BS, *llama.positions_and_mask(rows.mask_BS)
+    inputs = rows.tokens_BS, *heads.positions_and_mask(rows.mask_BS)
     logprob_BT = entropy_BT = value_BT = jnp.zeros(before_BT.shape, jnp.float32)
     target_kl_BT = None
     if "policy" in params:

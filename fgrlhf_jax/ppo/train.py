@@ -5,11 +5,13 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from fgrlhf_jax.data.records import Edit
+from fgrlhf_jax.data.chat import check_end_of_turn
+from fgrlhf_jax.data.records import Edit, prompt_text
+from fgrlhf_jax.data.templates import encode_prompts
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.models import attention, hf_save
+from fgrlhf_jax.models import attention, hf_load, hf_save
 from fgrlhf_jax.models.cards import Origin, format_figures
-from fgrlhf_jax.ppo import imitation, programs, rollout
+from fgrlhf_jax.ppo import imitation, programs
 from fgrlhf_jax.ppo import models as ppo_models
 from fgrlhf_jax.ppo.algorithm import samples_per_prompt
 from fgrlhf_jax.ppo.rollout import Prompts
@@ -40,9 +42,9 @@ def run(config: ConfigDict, train: list, validation: list, edits: Sequence = ())
     models = ppo_models.read_architectures(config)
     setup.check_freeze(config.optimizer.freeze, ppo_models.abstract_params(models, mesh))
     tokenizer = ppo_models.read_tokenizer(config, models)
-    template = rollout.resolve_template(config, models, tokenizer)
+    template = resolve_template(config, models, tokenizer)
     prompts = {
-        name: rollout.encode(name, rows, config, models, tokenizer, template)
+        name: encode(name, rows, config, models, tokenizer, template)
         for name, rows in (("train", train), ("validation", validation))
     }
     check_prompts(config, prompts)
@@ -66,6 +68,67 @@ def run(config: ConfigDict, train: list, validation: list, edits: Sequence = ())
     result = {"corrections": corrections} if corrections else None
     run_dir.finish(trainer.folder, step, note, result)
     return trainer.folder
+
+
+def resolve_template(config: ConfigDict, models: ppo_models.Architectures, tokenizer) -> str:
+    """The prompt template of a run; prints a line if it is unusual.
+
+    In order: the config's; the reward model's; the one that the policy was fine-tuned with; chat,
+    if the policy's tokenizer has a chat template; alpaca. If a function gives the rewards, the
+    policy's comes before the reward model's. Raises InputError if the reward model needs another
+    one.
+    """
+    rewarded = models.meta.data["template"] if models.meta else ""
+    named, learned = config.data.template, hf_load.learned_template(config.policy)
+    if config.reward_function:
+        rewarded = learned or rewarded
+    elif rewarded and learned and rewarded != learned and not named:
+        raise InputError(
+            f"the policy was fine-tuned with the template {learned}, the reward model with "
+            f"{rewarded}; train both with the same, or give data.template={rewarded} if this is "
+            "meant"
+        )
+    elif named and rewarded and named != rewarded:
+        raise InputError(
+            f"data.template={named}: the reward model was trained with {rewarded}; it scores the "
+            "sampled tokens with their prompt as it is, so both need the same"
+        )
+    template = hf_load.resolve_template(config.policy, tokenizer, named or rewarded)
+    if learned not in ("", template):
+        print(f"data.template={template}, though the policy was fine-tuned with {learned}")
+    ends = hf_load.end_ids(config.policy, tokenizer, print)
+    if note := check_end_of_turn(tokenizer, template, ends):
+        print(f"policy={config.policy}: {note}")
+    return template
+
+
+def encode(
+    name: str,
+    rows: list,
+    config: ConfigDict,
+    models: ppo_models.Architectures,
+    tokenizer,
+    template: str,
+) -> Prompts:
+    """Encodes the prompts of records; prints how many were left out or cut.
+
+    Raises InputError if none is left, or if they leave no room for responses.
+    """
+    limits = {name: config.data[name] for name in ("max_prompt_length", "overlong")}
+    try:
+        ids, numbers, counts = encode_prompts(rows, tokenizer, template=template, **limits)
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error
+    longest = max(map(len, ids)) + config.data.max_new_tokens
+    limit = min(m.cfg.max_position for m in (models.policy, models.reward_model) if m)
+    if longest > limit:
+        raise InputError(
+            f"a prompt and data.max_new_tokens make {longest} tokens, more than the model's "
+            f"{limit} positions; lower data.max_new_tokens or data.max_prompt_length"
+        )
+    print(f"{name}: " + ", ".join(f"{n} {label}" for label, n in counts.items()))
+    records = [rows[number] for number in numbers]
+    return Prompts(ids, [prompt_text(r) for r in records], records)
 
 
 def check_prompts(config: ConfigDict, prompts: dict[str, Prompts]) -> None:

@@ -109,9 +109,9 @@ def draw_dots(rows: Sequence[Dot], *, x: str, marks: Sequence[tuple[float, str]]
     )
 
 
-def ticks(low: float, high: float, count: float = 5) -> list[float]:
-    """About ``count`` axis ticks in [low, high]: multiples of 1, 2 or 5 times a power of ten."""
-    rough = (high - low) / count
+def ticks(low: float, high: float) -> list[float]:
+    """About five axis ticks in [low, high]: multiples of 1, 2 or 5 times a power of ten."""
+    rough = (high - low) / 5
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough * 0.999)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)

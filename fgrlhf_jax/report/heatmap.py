@@ -63,9 +63,9 @@ def to_terminal(row: Mapping, *, colour: bool, limit: float | None = None) -> st
     return "\n".join([*lines, *(["", scale] if scale else []), ""])
 
 
-def to_svg(rows: Sequence[Mapping], *, columns: int = 92) -> str:
-    """The rows as one SVG image, ``columns`` characters wide."""
-    limit = colour_limit(rows)
+def to_svg(rows: Sequence[Mapping]) -> str:
+    """The rows as one SVG image, 92 characters wide."""
+    limit, columns = colour_limit(rows), 92
     column, line, lines, shapes = 8.0, 26, 1, []
 
     def write(text: str, at: int, style: str) -> None:

@@ -1,4 +1,4 @@
-"""The reward model: its losses, and ``score_tokens``, the only interface for other modules.
+"""The reward model: ``score_tokens``, the only interface for other modules.
 
 A reward model gives every token a value, read from the state *at* that token (after the action).
 Its ``level`` defines the meaning: in "token" models each value is a reward, in "sequence" models
@@ -14,11 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from fgrlhf_jax.functional.masking import last_token
-from fgrlhf_jax.functional.reward_losses import reward_model_loss
 from fgrlhf_jax.models import lora
-from fgrlhf_jax.models.attention import attend_in_pairs
-from fgrlhf_jax.models.heads import TokenValueModel
-from fgrlhf_jax.models.llama import positions_and_mask
+from fgrlhf_jax.models.heads import TokenValueModel, positions_and_mask
 
 
 class Normalization(NamedTuple):
@@ -84,28 +81,3 @@ def fit_normalization(rewards: list[np.ndarray], *, level: str) -> Normalization
         mean = float(np.concatenate(rewards).mean(dtype=np.float64))
         totals = np.array([np.sum(r - mean, dtype=np.float64) for r in rewards])
     return Normalization(mean, float(totals.std()) or 1.0)
-
-
-def pair_losses(params: dict, batch: dict, *, model: TokenValueModel, **settings):
-    """Per-pair losses [B], their metrics [B] and the values [B, 2, S] of a batch of pairs.
-
-    The model reads each pair as one row of ``pairs.pad_pairs``; values and losses are then computed
-    on each side's own tokens. ``settings`` are those of ``reward_model_loss``.
-    """
-    tokens_BS, positions_BS, before_BS = (
-        batch[f"{name}_BS"] for name in ("tokens", "positions", "before")
-    )
-    attend_BSS = attend_in_pairs(batch["branch_BS"], batch["mask_BS"])
-    value_BS = model.apply(lora.variables(params), tokens_BS, positions_BS, attend_BSS, before_BS)
-    value_B2S = jnp.take_along_axis(value_BS[:, None], batch["columns_B2S"], axis=-1)
-    loss_B, metrics_B = jax.vmap(functools.partial(reward_model_loss, **settings))(
-        value_B2S, batch["response_B2S"], batch["changed_B2S"], batch["partner_BS"]
-    )
-    return loss_B, metrics_B, value_B2S
-
-
-def eval_step(params: dict, batch: dict, **settings):
-    """Sums of loss and accuracy over a batch's real pairs, and all values float32[B, 2, S]."""
-    loss_B, metrics_B, value_B2S = pair_losses(params, batch, **settings)
-    sums = {"loss": loss_B, "accuracy": metrics_B["accuracy"]}
-    return {name: jnp.sum(x_B * batch["weight_B"]) for name, x_B in sums.items()}, value_B2S

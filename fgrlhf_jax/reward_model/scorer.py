@@ -110,13 +110,7 @@ class RewardModel:
         return [response for (response,) in self.score_all(rows, **options)]
 
     def score_all(
-        self,
-        records: Sequence[Record | Mapping[str, Any]],
-        *,
-        max_length: int = 0,
-        normalized: bool = True,
-        batch_size: int = 16,
-        progress: Callable[[Iterable], Iterable] = iter,
+        self, records: Sequence[Record | Mapping[str, Any]], *, max_length: int = 0, **options
     ) -> list[list[token_rewards.ScoredResponse]]:
         """The rewards of all responses of each record, in the order of its fields.
 
@@ -124,9 +118,7 @@ class RewardModel:
           records: records, mappings with their fields, or a pandas DataFrame of them.
           max_length: tokens of prompt and response; longer responses are cut. 0: the training
             run's.
-          normalized: True gives the rewards that PPO trains on, False the model's raw rewards.
-          batch_size: responses at a time, rounded up to a multiple that the mesh divides.
-          progress: wraps the iteration over batches.
+          **options: normalized, batch_size and progress, as for :meth:`score_ids`.
 
         Raises:
           InputError: for a record without a response, or whose prompt leaves no room for one.
@@ -135,13 +127,8 @@ class RewardModel:
         rows = token_rewards.as_records(records)
         encoded = token_rewards.encode_responses(rows, self.tokenizer, self.meta.data, max_length)
         flat = [response for row in encoded for response in row]
-        rewards = self.score_ids(
-            [response[1:] for response in flat],
-            max_length=max_length,
-            normalized=normalized,
-            batch_size=batch_size,
-            progress=progress,
-        )
+        ids = [response[1:] for response in flat]
+        rewards = self.score_ids(ids, max_length=max_length, **options)
         for response, reward_T in zip(flat, rewards, strict=True):
             response.scored.rewards.extend(reward_T.tolist())
         return [[response.scored for response in row] for row in encoded]
@@ -161,7 +148,9 @@ class RewardModel:
           rows: token ids of prompt and response, and the number of prompt tokens.
           max_length: the longest row of later calls, which then need no recompilation; 0: the
             longest of these rows.
-          normalized, batch_size, progress: as for :meth:`score_all`.
+          normalized: True gives the rewards that PPO trains on, False the model's raw rewards.
+          batch_size: responses at a time, rounded up to a multiple that the mesh divides.
+          progress: wraps the iteration over batches.
         """
         lengths, rewards = [len(ids) for ids, _ in rows], [np.zeros(0)] * len(rows)
         batch_size = sharding.round_batch_size(batch_size, self.mesh)

@@ -1,28 +1,32 @@
-"""Trains a reward model: from records to an exported model, its evaluation and its log."""
+"""Trains and evaluates a reward model: from records to an exported model, tables and a log."""
 
 import functools
+from collections.abc import Mapping, Sequence
 from itertools import chain
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from fgrlhf_jax.data.bucketing import choose_buckets
 from fgrlhf_jax.data.pairs import Pair, encode_by_kind, pad_pairs, tell_preferences
+from fgrlhf_jax.data.records import Record
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.functional import pair_metrics
+from fgrlhf_jax.functional.pair_metrics import PairValues
+from fgrlhf_jax.functional.reward_losses import reward_model_loss
 from fgrlhf_jax.models import heads, hf_load, lora, peft
 from fgrlhf_jax.models.cards import Origin
 from fgrlhf_jax.models.flops import pair_flops
-from fgrlhf_jax.reward_model.evaluate import fit_normalization, make_tables, unpad
-from fgrlhf_jax.reward_model.model import eval_step, level_of, pair_losses
+from fgrlhf_jax.reward_model.model import Normalization, fit_normalization, level_of
 from fgrlhf_jax.reward_model.modules import RewardMeta, make_module
 from fgrlhf_jax.reward_model.scorer import RewardModel
 from fgrlhf_jax.runtime import run_dir
 from fgrlhf_jax.training import run as training
 from fgrlhf_jax.training import setup
-from fgrlhf_jax.training.supervised import SupervisedTrainer, train_step
+from fgrlhf_jax.training.supervised import Predictor, SupervisedTrainer
 
 
 def run(config: ConfigDict, sets: dict[str, list], tokenizer=None) -> dict:
@@ -52,7 +56,7 @@ def run(config: ConfigDict, sets: dict[str, list], tokenizer=None) -> dict:
     step, params = training.run(config, trainer, folder)
     params = trainer.whole(params)
     # On the validation set, because the model has memorised the rejected training responses.
-    normalization = fit_normalization(
+    normalization = normalize_on_pairs(
         predictor, params, pairs["validation"], level_of(config.loss), config.normalization_pairs
     )
     meta = RewardMeta(config.model.head, loss_settings(config), normalization, data)
@@ -84,11 +88,10 @@ def make_trainer(
 ) -> SupervisedTrainer:
     """Training of ``model`` on pairs, given by kind."""
     settings = {"model": model, **loss_settings(config)}
-    losses = functools.partial(pair_losses, **settings)
     return SupervisedTrainer(
         *(config, mesh, model, [*chain(*train.values())], [*validation.values()], buckets),
         pad=pad_pairs,
-        train_step=functools.partial(train_step, losses=losses),
+        losses=functools.partial(pair_losses, **settings),
         eval_step=functools.partial(eval_step, **settings),
         flops=functools.partial(pair_flops, model.cfg),
         load_params=initial_params,
@@ -132,3 +135,103 @@ def initial_params(config: ConfigDict, model: heads.TokenValueModel, abstract: d
         unembed = {"unembed": abstract["head"]["unembed"]}
         params["head"] |= hf_load.load_params(path, {"head": unembed})["head"]
     return params
+
+
+def pair_losses(params: dict, batch: dict, *, model: heads.TokenValueModel, **settings):
+    """Per-pair losses [B], their metrics [B] and the values [B, 2, S] of a batch of pairs.
+
+    The model reads each pair as one row of ``pairs.pad_pairs``; values and losses are then computed
+    on each side's own tokens. ``settings`` are those of ``reward_model_loss``.
+    """
+    tokens_BS, positions_BS, before_BS = (
+        batch[f"{name}_BS"] for name in ("tokens", "positions", "before")
+    )
+    attend = batch["mask_BS"], batch["branch_BS"]
+    value_BS = model.apply(lora.variables(params), tokens_BS, positions_BS, attend, before_BS)
+    value_B2S = jnp.take_along_axis(value_BS[:, None], batch["columns_B2S"], axis=-1)
+    loss_B, metrics_B = jax.vmap(functools.partial(reward_model_loss, **settings))(
+        value_B2S, batch["response_B2S"], batch["changed_B2S"], batch["partner_BS"]
+    )
+    return loss_B, metrics_B, value_B2S
+
+
+def eval_step(params: dict, batch: dict, **settings):
+    """Sums of loss and accuracy over a batch's real pairs, and all values float32[B, 2, S]."""
+    loss_B, metrics_B, value_B2S = pair_losses(params, batch, **settings)
+    sums = {"loss": loss_B, "accuracy": metrics_B["accuracy"]}
+    return {name: jnp.sum(x_B * batch["weight_B"]) for name, x_B in sums.items()}, value_B2S
+
+
+def unpad(value_2S: np.ndarray, pair: Pair) -> PairValues:
+    """The values of a pair's response tokens."""
+    i, j = pair.start_i, pair.start_j
+    values = value_2S[0, i : len(pair.tokens_i)], value_2S[1, j : len(pair.tokens_j)]
+    return PairValues(values[0], pair.changed_i[i:], values[1], pair.changed_j[j:])
+
+
+def make_tables(
+    predictor: Predictor, reward_model: RewardModel, pairs: Mapping[str, Sequence[Pair]]
+) -> dict[str, dict]:
+    """The entry of ``eval.json`` for one set of records: a table for each kind of pair."""
+    meta, tables = reward_model.meta, {}
+    for kind, group in pairs.items():
+        sums, scored = predictor.predict(reward_model.params, group)
+        tables[kind] = pair_metrics.compute_pair_metrics(
+            scored, level=meta.level, edits=kind == "edits", center=meta.normalization.mean
+        )
+        tables[kind]["loss"] = sums["loss"] / len(group)
+        if marked := [k for k, pair in enumerate(group) if pair.marked_j.any()]:
+            values = [scored[k].value_j for k in marked]
+            labels = [group[k].marked_j[group[k].start_j :] for k in marked]
+            tables[kind]["auroc_spans"] = pair_metrics.span_auroc(values, labels)
+    return tables
+
+
+def evaluate(
+    reward_model: RewardModel,
+    sets: Mapping[str, Sequence[Record]],
+    *,
+    batch_size: int,
+    buckets: int = 6,
+    **data,
+) -> dict[str, dict]:
+    """The tables of a reward model on sets of records.
+
+    Args:
+      sets: records by the name of their set, as used in messages.
+      batch_size: pairs at a time, rounded up to a multiple that the mesh divides.
+      buckets: maximum number of different widths that batches are padded to.
+      **data: arguments of ``encode_pairs`` that replace those of the model's training.
+
+    Returns:
+      A table for each kind of pair ("edits", "preferences"), for each set.
+
+    Raises:
+      InputError: as :func:`encode_by_kind`.
+    """
+    data, settings = reward_model.meta.data | data, reward_model.meta.settings
+    tokenizer, mesh = reward_model.tokenizer, reward_model.mesh
+    pairs = {name: encode_by_kind(rows, name, tokenizer, data) for name, rows in sets.items()}
+    lengths = [pair.length for by_kind in pairs.values() for pair in chain(*by_kind.values())]
+    widths = choose_buckets(lengths, buckets)
+    step = functools.partial(eval_step, model=reward_model.module, **settings)
+    predictor = Predictor(step, pad_pairs, mesh, widths, batch_size, unpad)
+    return {name: make_tables(predictor, reward_model, kinds) for name, kinds in pairs.items()}
+
+
+def normalize_on_pairs(
+    predictor: Predictor, params: dict, pairs: Mapping[str, Sequence[Pair]], level: str, limit: int
+) -> Normalization:
+    """Fits the normalization on the unedited responses of at most ``limit`` evenly spaced pairs.
+
+    These are the originals of edits and both sides of preferences: samples of the policy that
+    received the feedback.
+    """
+    values, total = [], sum(len(group) for group in pairs.values())
+    for kind, group in pairs.items():
+        count = max(1, round(len(group) * min(1.0, limit / total)))
+        chosen = [group[i] for i in np.linspace(0, len(group) - 1, count).astype(int)]
+        _, scored = predictor.predict(params, chosen)
+        values += [pair.value_j for pair in scored]
+        values += [pair.value_i for pair in scored] if kind == "preferences" else []
+    return fit_normalization(values, level=level)

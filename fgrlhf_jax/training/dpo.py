@@ -24,14 +24,13 @@ from fgrlhf_jax.functional.preference_losses import (
     preference_loss,
 )
 from fgrlhf_jax.models import hf_load, llama
-from fgrlhf_jax.models.attention import attend_in_pairs
 from fgrlhf_jax.models.flops import logits_flops, pair_flops
 from fgrlhf_jax.models.heads import CausalLM
 from fgrlhf_jax.models.sizes import SIZES
 from fgrlhf_jax.training import policy
 from fgrlhf_jax.training.logprobs import token_logprobs
 from fgrlhf_jax.training.setup import set_up
-from fgrlhf_jax.training.supervised import SupervisedTrainer, train_step
+from fgrlhf_jax.training.supervised import SupervisedTrainer
 
 # What a card calls these metrics, which are not of tokens.
 CARD = {"loss": "pair_loss", "accuracy": "preferred"}
@@ -117,11 +116,10 @@ def make_trainer(
         """Computes the reference's log-probabilities of every pair."""
         return {"reference": np.stack(trainer.predictor.predict(params, rows)[1]).tolist()}
 
-    losses = functools.partial(pair_losses, model=model, settings=settings)
     trainer = SupervisedTrainer(
         *(config, mesh, model, train, [validation], buckets),
         pad=pad,
-        train_step=functools.partial(train_step, losses=losses),
+        losses=functools.partial(pair_losses, model=model, settings=settings),
         eval_step=functools.partial(eval_step, model=model, settings=settings),
         flops=functools.partial(batch_flops, model.cfg),
         remember=remember if settings.loss in WITH_REFERENCE else None,
@@ -148,9 +146,8 @@ def pair_logprobs(params: dict, batch: dict, *, model: CausalLM) -> jax.Array:
         response tokens, in order.
     """
     tokens_BS, before_BS, columns_BT = (batch[n] for n in ("tokens_BS", "before_BS", "columns_BT"))
-    attend_BSS = attend_in_pairs(batch["branch_BS"], batch["mask_BS"])
     before_BT = jnp.take_along_axis(before_BS, columns_BT, axis=1)
-    inputs = tokens_BS, batch["positions_BS"], attend_BSS
+    inputs = tokens_BS, batch["positions_BS"], (batch["mask_BS"], batch["branch_BS"])
     logprob_BT, _ = token_logprobs(params, model, inputs, before_BT, columns_BT)
     column_B2S = batch["columns_B2S"] - columns_BT[:, :1, None]
     column_B2S = jnp.clip(column_B2S, 0, columns_BT.shape[1] - 1)

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from fgrlhf_jax.data.templates import check_vocabulary
+from fgrlhf_jax.data.chat import check_vocabulary
 from fgrlhf_jax.data.tokenizers import train_tokenizer
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.models import attention, hf_load, llama, lora, peft
+from fgrlhf_jax.models import attention, heads, hf_load, llama, lora, peft
 from fgrlhf_jax.models.heads import CausalLM
 from fgrlhf_jax.models.sizes import SIZES
 from fgrlhf_jax.runtime import sharding
@@ -133,7 +133,7 @@ def random_params(model, key: jax.Array, abstract: dict) -> dict:
 
     def init(key):
         row = jnp.zeros((1, 2), jnp.int32)
-        params = model.init(key, row, *llama.positions_and_mask(row == 0))["params"]
+        params = model.init(key, row, *heads.positions_and_mask(row == 0))["params"]
         return {part: {n: params[part][n] for n in tree} for part, tree in abstract.items()}
 
     return jax.jit(init, out_shardings=jax.tree.map(lambda x: x.sharding, abstract))(key)

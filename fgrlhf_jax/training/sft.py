@@ -5,7 +5,6 @@ import math
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -19,13 +18,11 @@ from fgrlhf_jax.data.demonstrations import (
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import hf_load, llama
 from fgrlhf_jax.models.flops import logits_flops, rows_flops
-from fgrlhf_jax.models.heads import CausalLM
-from fgrlhf_jax.models.llama import positions_and_mask
-from fgrlhf_jax.runtime.optim import TrainState, apply_gradients
+from fgrlhf_jax.models.heads import CausalLM, positions_and_mask
 from fgrlhf_jax.training import correction, policy
 from fgrlhf_jax.training.logprobs import token_logprobs
 from fgrlhf_jax.training.setup import set_up
-from fgrlhf_jax.training.supervised import SupervisedTrainer, accumulate_gradients
+from fgrlhf_jax.training.supervised import SupervisedTrainer
 
 
 def run(config: ConfigDict, sets: dict[str, list], tokenizer=None) -> dict:
@@ -85,7 +82,8 @@ def make_trainer(
     return SupervisedTrainer(
         *(config, mesh, model, train, [validation], buckets),
         pad=pad,
-        train_step=functools.partial(train_step, model=model),
+        losses=functools.partial(token_losses, model=model),
+        count=count_tokens,
         eval_step=eval_step,
         flops=functools.partial(batch_flops, model.cfg),
     )
@@ -122,36 +120,17 @@ def token_sums(params: dict, batch: dict, *, model: CausalLM) -> dict[str, jax.A
     }
 
 
+def token_losses(params: dict, batch: dict, *, model: CausalLM) -> tuple[jax.Array, dict]:
+    """The sums of loss and metrics that ``supervised.train_step`` takes with a count of tokens."""
+    sums = token_sums(params, batch, model=model)
+    return sums["loss"], {"accuracy": sums["accuracy"]}
+
+
+def count_tokens(batch: dict) -> jax.Array:
+    """How many tokens of a batch are learned from."""
+    return jnp.sum(_counted(batch))
+
+
 def _counted(batch: dict) -> jax.Array:
     """bool[..., B, T]: the response tokens of rows whose weight is above 0."""
     return batch["response_BT"] & (batch["weight_B"] > 0)[..., None]
-
-
-def train_step(
-    state: TrainState,
-    batch: dict,
-    frozen: dict | None = None,
-    *,
-    model: CausalLM,
-    optimizer: optax.GradientTransformation,
-    freeze: str = "",
-) -> tuple[TrainState, dict]:
-    """One update from micro-batches [A, B, ...]: the mean over all their response tokens.
-
-    Args:
-      frozen: parameters of ``model`` that are not in the state, see ``models/lora.py``.
-      freeze: the pattern of ``optimizer``, see ``optim.adamw``.
-
-    Returns:
-      The new state, and float32 scalars: loss (nats per token), accuracy, grad_norm.
-    """
-    tokens = jnp.maximum(jnp.sum(_counted(batch)), 1)
-
-    def loss(params, micro_batch):
-        sums = token_sums((frozen or {}) | params, micro_batch, model=model)
-        return sums["loss"] / tokens, sums
-
-    grads, sums_A = accumulate_gradients(loss, state.params, batch, freeze)
-    metrics = {name: jnp.sum(sums_A[name]) / tokens for name in ("loss", "accuracy")}
-    metrics["grad_norm"] = optax.tree.norm(grads)
-    return apply_gradients(state, grads, optimizer), metrics

@@ -29,9 +29,10 @@ def train_step(
     batch: dict,
     frozen: dict | None = None,
     *,
-    losses: Callable[[dict, dict], tuple[jax.Array, dict[str, jax.Array], Any]],
+    losses: Callable[[dict, dict], tuple],
     optimizer: optax.GradientTransformation,
     freeze: str = "",
+    count: Callable[[dict], jax.Array] | None = None,
 ) -> tuple[TrainState, dict]:
     """One update from micro-batches [A, B, ...]; the loss is the mean over all A * B rows.
 
@@ -39,42 +40,39 @@ def train_step(
       batch: arrays, including weight_B.
       frozen: parameters of the model that are not in the state, see ``models/lora.py``.
       losses: (all parameters, micro-batch) -> losses [B], metrics [B] by name, and a third result,
-        which is ignored here.
+        which is ignored here; with ``count``, the sums of both.
       freeze: the pattern of ``optimizer``, see ``optim.adamw``.
+      count: the number of tokens in all micro-batches; the loss is then the mean over tokens.
 
     Returns:
       The new state, and float32 scalars: loss, the metrics, grad_norm.
     """
+    A, tokens = batch["weight_B"].shape[0], jnp.maximum(count(batch), 1) if count else None
+    trained = without_frozen(state.params, freeze)
 
-    def mean_loss(params, micro_batch):
-        loss_B, metrics_B, _ = losses(lora.join(frozen or {}, params), micro_batch)
-        return jnp.mean(loss_B), jax.tree.map(jnp.mean, {"loss": loss_B, **metrics_B})
-
-    total, metrics_A = accumulate_gradients(mean_loss, state.params, batch, freeze)
-    grads = jax.tree.map(lambda g: g / batch["weight_B"].shape[0], total)
-    metrics = jax.tree.map(jnp.mean, metrics_A) | {"grad_norm": optax.tree.norm(grads)}
-    return apply_gradients(state, grads, optimizer), metrics
-
-
-def accumulate_gradients(
-    loss: Callable, params: dict, micro_batches, freeze: str = ""
-) -> tuple[dict, dict]:
-    """Gradients summed over micro-batches [A, ...] in sequence, and auxiliary values [A, ...].
-
-    ``loss`` is (params, micro-batch) -> (scalar, auxiliary values). Parameters that ``freeze``
-    matches, as for ``optim.adamw``, have None as gradient.
-    """
-    trained = without_frozen(params, freeze)
-    gradient = jax.grad(lambda trained, batch: loss(fill(trained, params), batch), has_aux=True)
-    if jax.tree.leaves(micro_batches)[0].shape[0] == 1:  # no sum, so no array of zeros to start it
-        grads, auxiliary = gradient(trained, jax.tree.map(lambda x: x[0], micro_batches))
-        return grads, jax.tree.map(lambda x: x[None], auxiliary)
+    def mean_loss(trained, micro_batch):
+        params = lora.join(frozen or {}, fill(trained, state.params))
+        loss, metrics, *_ = losses(params, micro_batch)
+        metrics = {"loss": loss, **metrics}
+        if count:
+            return loss / tokens, metrics
+        metrics = jax.tree.map(jnp.mean, metrics)
+        return metrics["loss"], metrics
 
     def add(total, micro_batch):
-        grads, auxiliary = gradient(trained, micro_batch)
-        return jax.tree.map(jnp.add, total, grads), auxiliary
+        grads, metrics = gradient(trained, micro_batch)
+        return jax.tree.map(jnp.add, total, grads), metrics
 
-    return jax.lax.scan(add, jax.tree.map(jnp.zeros_like, trained), micro_batches)
+    gradient = jax.grad(mean_loss, has_aux=True)
+    if A == 1:  # no sum, so no array of zeros to start it
+        grads, metrics = gradient(trained, jax.tree.map(lambda x: x[0], batch))
+        metrics_A = jax.tree.map(lambda x: x[None], metrics)
+    else:
+        grads, metrics_A = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, trained), batch)
+    if not count:
+        grads = jax.tree.map(lambda g: g / A, grads)
+    metrics = jax.tree.map(lambda x_A: jnp.sum(x_A) / (tokens if count else A), metrics_A)
+    return apply_gradients(state, grads, optimizer), metrics | {"grad_norm": optax.tree.norm(grads)}
 
 
 class Predictor:
@@ -147,8 +145,7 @@ class SupervisedTrainer:
       buckets: numbers of columns that batches are padded to.
       pad: ``(rows, columns, batch size or None)`` -> host arrays [B, ...], including tokens_BS and
         mask_BS, True on real tokens.
-      train_step: pure, ``(state, micro-batches [A, B, ...], frozen parameters, optimizer=…,
-        freeze=…)`` -> ``(state, metrics)``.
+      losses, count: the objective, see :func:`train_step`.
       eval_step: see :class:`Predictor`; sums are divided by the sum ``tokens`` if it exists, else
         by the number of rows.
       flops: FLOPs of a forward pass over the real tokens of a host batch.
@@ -168,12 +165,13 @@ class SupervisedTrainer:
     buckets: Sequence[int]
     _: dataclasses.KW_ONLY
     pad: Callable[..., dict[str, np.ndarray]]
-    train_step: Callable[..., tuple[TrainState, dict]]
+    losses: Callable[[dict, dict], tuple]
     eval_step: Callable[[dict, dict], tuple[dict[str, jax.Array], jax.Array]]
     flops: Callable[[dict[str, np.ndarray]], float]
     load_params: Callable[[ConfigDict, nn.Module, dict], dict] = setup.initial_params
     unpad: Callable[[np.ndarray, Any], Any] = lambda values, row: values
     remember: Callable[[dict], dict] | None = None
+    count: Callable[[dict], jax.Array] | None = None
 
     def __post_init__(self):
         config, buckets, mesh = self.config, self.buckets, self.mesh
@@ -206,6 +204,8 @@ class SupervisedTrainer:
         )
         self.learning_rates = np.asarray(jax.vmap(rate)(jnp.arange(self.steps)))
         self.optimizer = optim.adamw(rate, **options)
+        loss = {"losses": self.losses, "count": self.count, "freeze": config.optimizer.freeze}
+        self.train_step = functools.partial(train_step, optimizer=self.optimizer, **loss)
         self.abstract = optim.abstract_state(self.params, self.optimizer, mesh)
         self.data = _digest([self.train, [*chain(*self.validation)]])
         self.compiled = {}
@@ -271,10 +271,7 @@ class SupervisedTrainer:
 
     def compile(self, batch: dict):
         """The train step for batches of one shape, see ``optim.compile_step``."""
-        step = functools.partial(
-            self.train_step, optimizer=self.optimizer, freeze=self.config.optimizer.freeze
-        )
-        return optim.compile_step(step, self.abstract, batch, self.mesh, self.frozen)
+        return optim.compile_step(self.train_step, self.abstract, batch, self.mesh, self.frozen)
 
     def update(self, state: TrainState, step: int) -> tuple[TrainState, dict]:
         width, batch = self.batch(step)

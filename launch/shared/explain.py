@@ -49,8 +49,9 @@ def help_text(doc: str, values: Mapping, fields: Mapping[str, Field], everything
     return "\n".join([doc.strip(), "", "--config.FIELD=VALUE, now:", *lines])
 
 
-def _help_entry(assignment: str, text: str, width: int, column: int = 38) -> str:
+def _help_entry(assignment: str, text: str, width: int) -> str:
     """A field and what it means, in two columns."""
+    column = 38
     wrapped = textwrap.wrap(text, width - column, break_long_words=False) or [""]
     lines = [" " * column + line for line in wrapped]
     if len(assignment) < column - 1:

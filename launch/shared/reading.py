@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from ml_collections import ConfigDict
 
 from fgrlhf_jax.data import records, sources
-from fgrlhf_jax.data.formats import is_prompt_in_texts, parse_columns
+from fgrlhf_jax.data.formats import parse_columns
 from fgrlhf_jax.data.records import Edit, Instruction, Record, RecordAndRow
 from fgrlhf_jax.data.split import split
 
@@ -23,7 +23,7 @@ def read_with_rows(config: ConfigDict, spec: str, need: str = "any") -> list[Rec
             f"{spec}: {len(refused)} rows left out", *refused[:NAMED], sep="\n  ", file=sys.stderr
         )
     columns = parse_columns(config.columns)
-    if count := sum(is_prompt_in_texts(row, columns) for _, row in pairs):
+    if count := sum(sources.is_prompt_in_texts(row, columns) for _, row in pairs):
         print(f"{spec}: {count} pairs without a prompt: it is the beginning that their texts share")
     return pairs
 

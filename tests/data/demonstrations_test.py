@@ -9,9 +9,8 @@ from fgrlhf_jax.data.demonstrations import (
     pad_demonstrations,
     response_widths,
 )
-from fgrlhf_jax.data.prompts import encode_prompts, pad_prompts
 from fgrlhf_jax.data.records import Edit, Instruction
-from fgrlhf_jax.data.templates import encode_prompt
+from fgrlhf_jax.data.templates import encode_prompt, encode_prompts, pad_prompts
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.tiny_world.words import make_tokenizer, vocabulary
 

@@ -11,7 +11,7 @@ import pytest
 from format_cases import LAYOUTS, TREE
 from mutation_cases import JUNK, paths
 
-from fgrlhf_jax.data import formats, records, sources, trees
+from fgrlhf_jax.data import formats, messages, records, sources
 from fgrlhf_jax.data.convert import TARGETS, convert_records
 from fgrlhf_jax.errors import InputError
 
@@ -81,7 +81,7 @@ def test_mutated_rows(request):
         assert parsed is not None or message.startswith("a:1: ")
         assert len(message) < 900
         read += bool(parsed)
-        row = formats.with_id(row, columns) if parsed else row
+        row = sources.with_id(row, columns) if parsed else row
         for record in parsed if parsed and need != "candidates" else ():
             for target in TARGETS:
                 converted, message = attempt(convert_records, [(record, row)], target)
@@ -97,7 +97,7 @@ def test_mutated_trees(request):
     for _ in range(request.config.getoption("--fuzz-records") // 50):
         rows = [mutate(row, rng) if rng.random() < 0.3 else row for row in TREE]
         rows = [(f"a:{n}", row) for n, row in enumerate(rows, 1)]
-        for where, row in trees.unfold(rows, rng.choice(sources.NEEDS)):
+        for where, row in messages.unfold(rows, rng.choice(sources.NEEDS)):
             parsed, message = attempt(formats.parse_row, row, where)
             assert parsed or message.startswith("a:")
 

@@ -5,9 +5,9 @@ from data_cases import TEXTS
 from layout_cases import differences, layouts, texts
 from transformers import AutoTokenizer
 
+from fgrlhf_jax.data.chat import check_end_of_turn
 from fgrlhf_jax.data.records import Instruction, Message
 from fgrlhf_jax.data.templates import (
-    check_end_of_turn,
     encode_prompt,
     encode_response,
     encode_text,

@@ -100,7 +100,8 @@ def test_rloo_expects_the_true_gradient(samples):
     """Of token rewards, and of scores of whole responses, whatever their lengths."""
 
     def of_tokens(reward_KT, real_KT):
-        return policy_losses.leave_one_out(to_go(reward_KT, real_KT), real_KT)
+        ended_K = jnp.zeros(len(real_KT))
+        return policy_losses.leave_one_out(to_go(reward_KT, real_KT), real_KT, ended_K)
 
     def of_scores(reward_KT, real_KT):
         total_K = reward_KT.sum(axis=1)

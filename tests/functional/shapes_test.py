@@ -1,5 +1,6 @@
 """Arrays that do not fit each other are refused, and never broadcast to another loss."""
 
+import functools
 import textwrap
 
 import jax
@@ -13,6 +14,7 @@ from fgrlhf_jax.functional.masking import masked_mean, masked_sum
 X_T, MASK_T = jnp.linspace(-1.0, -0.5, 6), jnp.arange(6) < 4
 X_2T, MASK_2T = jnp.stack([X_T, X_T]), jnp.stack([MASK_T, MASK_T])
 PENALTY = {"rule": "subtract", "penalty": -1.0}
+DENSE = functools.partial(preference_losses.dense_logprob, gamma=2.0, normalize=False)
 FUNCTIONS = {
     "masked_sum": (masked_sum, X_T, MASK_T),
     "masked_mean": (masked_mean, X_T, MASK_T),
@@ -22,7 +24,7 @@ FUNCTIONS = {
     "reward_vector": (lambda *xs: policy_losses.reward_vector(*xs, 0.1), X_T, X_T, MASK_T),
     "gae": (lambda *xs: policy_losses.gae(*xs, 1.0, 0.95), X_T, X_T, MASK_T),
     "return_to_go": (lambda *xs: policy_losses.return_to_go(*xs, 1.0), X_T, MASK_T),
-    "leave_one_out": (policy_losses.leave_one_out, X_2T, MASK_2T),
+    "leave_one_out": (lambda *xs: policy_losses.leave_one_out(*xs, X_T[:2]), X_2T, MASK_2T),
     "policy_loss": (lambda *xs: policy_losses.policy_loss(*xs, 0.2), X_T, X_T, X_T),
     "value_loss": (lambda *xs: policy_losses.value_loss(*xs, 0.2), X_T, X_T, X_T),
     "explained_variance": (policy_losses.explained_variance, X_T, X_T, MASK_T),
@@ -32,7 +34,7 @@ FUNCTIONS = {
     "center": (reward_losses.center, X_2T, MASK_2T, MASK_2T),
     "tlcr_loss": (reward_losses.tlcr_loss, X_2T, MASK_2T, MASK_2T),
     "consistency": (reward_losses.consistency, X_2T, jnp.arange(6)),
-    "dense_logprob": (lambda *xs: preference_losses.dense_logprob(*xs, 2.0), X_T, MASK_T, MASK_T),
+    "dense_logprob": (DENSE, X_T, MASK_T, MASK_T),
     "logprob_and_entropy": (policy_losses.logprob_and_entropy, jnp.ones([6, 9]), jnp.arange(6)),
 }
 
@@ -53,7 +55,7 @@ def test_no_array_is_broadcast_to_another(name):
 
 def test_one_sample_leaves_none_to_compare_it_with():
     with pytest.raises(AssertionError):
-        policy_losses.leave_one_out(X_2T[:1], MASK_2T[:1])
+        policy_losses.leave_one_out(X_2T[:1], MASK_2T[:1], X_T[:1])
 
 
 PAIR = X_2T, MASK_2T, MASK_2T, jnp.arange(6)

@@ -21,7 +21,7 @@ from jax.sharding import AbstractDevice, AbstractMesh
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import attention, decoding, heads, llama, sampling
 from fgrlhf_jax.runtime import optim, sharding
-from fgrlhf_jax.training import sft
+from fgrlhf_jax.training import sft, supervised
 
 CFG = llama.LlamaConfig(64, 32, 64, 2, 4, 2, 64)  # heads as wide as splash wants them
 ROWS = [np.random.default_rng(n).integers(0, 64, n) for n in (100, 1, 33, 130, 60, 7, 80, 90)]
@@ -57,7 +57,7 @@ def logits_and_gradient(implementation: str, side: str, mesh: str = ""):
     @jax.jit
     @functools.partial(jax.value_and_grad, has_aux=True)
     def loss(params, batch):
-        args = batch["tokens"], *llama.positions_and_mask(batch["mask"])
+        args = batch["tokens"], *heads.positions_and_mask(batch["mask"])
         logits = model.apply({"params": params}, *args)
         return jnp.sum(jnp.where(batch["mask"][..., None], logits * batch["weight"], 0.0)), logits
 
@@ -130,7 +130,9 @@ def train_step(cfg, mesh, rows: int, columns: int):
     batch |= {name: jax.ShapeDtypeStruct(shape, bool) for name in ("mask_BS", "response_BT")}
     batch["columns_BT"] = batch["tokens_BS"]
     batch["weight_B"] = jax.ShapeDtypeStruct(shape[:2], jnp.float32)
-    step = functools.partial(sft.train_step, model=model, optimizer=optimizer)
+    losses = functools.partial(sft.token_losses, model=model)
+    counted = {"losses": losses, "count": sft.count_tokens}
+    step = functools.partial(supervised.train_step, optimizer=optimizer, **counted)
     return jax.jit(step).trace(state, batch)
 
 

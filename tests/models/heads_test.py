@@ -10,7 +10,7 @@ import pytest
 from hf_cases import abstract
 from tiny_cases import CFG as BASE
 
-from fgrlhf_jax.models import heads, llama
+from fgrlhf_jax.models import heads
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -21,7 +21,7 @@ def test_devices_do_not_round_the_products_of_float32_heads(name, dtype):
     kind = name in heads.HEADS
     module = heads.TokenValueModel(cfg, name) if kind else heads.CausalLM(cfg)
     row = jnp.zeros((1, 5), jnp.int32)
-    args = row, *llama.positions_and_mask(row == 0)
+    args = row, *heads.positions_and_mask(row == 0)
     loss = lambda params: jnp.sum(module.apply({"params": params}, *args))  # noqa: E731
     text = jax.jit(jax.grad(loss)).lower(abstract(module)).as_text()
     exact = text.count("precision = [HIGHEST, HIGHEST]")

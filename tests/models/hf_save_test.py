@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 
 from fgrlhf_jax.data.tokenizers import train_tokenizer
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.models import heads, hf_load, hf_save, llama
+from fgrlhf_jax.models import heads, hf_load, hf_save
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_torch_gives_our_rewards_in_padded_batches(tmp_path, side, pad):
         assert not mask.all()
         last = mask.shape[1] - 1 - mask[:, ::-1].argmax(1)
         assert (tokens[np.arange(3), last] == words.eos_token_id).all()
-        args = (jnp.asarray(tokens), *llama.positions_and_mask(jnp.asarray(mask)))
+        args = (jnp.asarray(tokens), *heads.positions_and_mask(jnp.asarray(mask)))
         ours = np.asarray(jax.jit(module.apply)({"params": params}, *args))
         if architecture == hf_save.TOKEN_REWARD:
             np.testing.assert_allclose(got[..., 0][mask], ours[mask], rtol=1e-4, atol=1e-5)
@@ -81,7 +81,7 @@ def test_torch_gives_our_logits(saved, shape):
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
     tokens = np.random.default_rng(0).integers(0, 300, (2, 40))
-    args = (jnp.asarray(tokens), *llama.positions_and_mask(jnp.ones((2, 40), bool)))
+    args = (jnp.asarray(tokens), *heads.positions_and_mask(jnp.ones((2, 40), bool)))
     with torch.no_grad():
         want = theirs(torch.from_numpy(tokens)).logits.numpy()
     got = jax.jit(module.apply)({"params": params}, *args)

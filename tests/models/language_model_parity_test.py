@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tiny_cases
 
-from fgrlhf_jax.models import llama
+from fgrlhf_jax.models import heads
 from fgrlhf_jax.models.language_model import LanguageModel, SamplingParams
 from fgrlhf_jax.models.sizes import SIZES
 
@@ -67,7 +67,7 @@ def test_logits_are_those_of_each_text_alone(model, prompts, theirs):
     width = max(map(len, prompts)) + 3
     for side in ("left", "right"):
         tokens, mask = tiny_cases.laid_out(prompts, side, model.tokenizer.pad_token_id, width)
-        args = tokens, *llama.positions_and_mask(jnp.asarray(mask))
+        args = tokens, *heads.positions_and_mask(jnp.asarray(mask))
         logits = apply({"params": params}, *args)
         for row, real, want in zip(logits, mask, expected, strict=True):
             np.testing.assert_allclose(row[real], want, rtol=0, atol=2e-3)

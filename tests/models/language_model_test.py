@@ -16,10 +16,10 @@ from ml_collections import ConfigDict
 
 from fgrlhf_jax.data.records import Instruction, Preference
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.models import llama
+from fgrlhf_jax.models import heads
 from fgrlhf_jax.models.language_model import LanguageModel, SamplingParams
 from fgrlhf_jax.models.responses import generate_responses
-from fgrlhf_jax.ppo import rollout
+from fgrlhf_jax.ppo import train
 from fgrlhf_jax.runtime.files import write_jsonl
 from fgrlhf_jax.tiny_world.datasets import make_instructions
 from fgrlhf_jax.tiny_world.words import make_tokenizer
@@ -111,7 +111,7 @@ def test_log_probabilities_are_those_of_a_pass_over_the_whole_text(model):
 
     @jax.jit
     def logprobs_of(tokens_S):
-        positions_and_mask = llama.positions_and_mask(jnp.ones((1, 24), bool))
+        positions_and_mask = heads.positions_and_mask(jnp.ones((1, 24), bool))
         args = tokens_S[None], *positions_and_mask
         return jax.nn.log_softmax(model.module.apply({"params": params}, *args)[0])
 
@@ -216,7 +216,7 @@ def test_the_template_is_the_learned_one_or_chat_or_alpaca(tmp_path, model, monk
         assert capsys.readouterr().err == f"template={template}, max_new_tokens=6{note}\n"
         config = {"policy": str(path), "reward_function": "", "data": {"template": ""}}
         models = SimpleNamespace(meta=None)
-        assert rollout.resolve_template(ConfigDict(config), models, tokenizer) == template, name
+        assert train.resolve_template(ConfigDict(config), models, tokenizer) == template, name
     with pytest.raises(InputError, match="the tokenizer has no chat template"):
         LanguageModel.load(tmp_path / "base", template="chat")
     with pytest.raises(InputError, match="template=poem: is not one of"):

@@ -50,7 +50,7 @@ def run(module, params, *args):
 
 
 def apply(module, params, tokens, mask):
-    args = (jnp.asarray(tokens), *llama.positions_and_mask(jnp.asarray(mask)))
+    args = (jnp.asarray(tokens), *heads.positions_and_mask(jnp.asarray(mask)))
     return np.asarray(run(module, params, *args))
 
 
@@ -167,7 +167,7 @@ def test_logits_of_padded_rows_are_torchs_of_the_rows_alone(twin, side):
 
 def test_positions_and_mask_are_the_drawing():
     mask = jnp.array([[0, 1, 1], [1, 1, 0]], bool)
-    positions, attend = llama.positions_and_mask(mask)
+    positions, attend = heads.positions_and_mask(mask)
     np.testing.assert_array_equal(positions, [[0, 0, 1], [0, 1, 1]])
     np.testing.assert_array_equal(attend, mask)
     assert positions.dtype == jnp.int32
@@ -178,7 +178,7 @@ def test_positions_and_mask_are_the_drawing():
 def test_an_explicit_mask_is_attended_as_it_is():
     params = parameters(MODULES["lm"])
     mask = jnp.array([[0, 1, 1, 1, 1], [1, 1, 1, 0, 0]], bool)
-    tokens, (positions, attend) = jnp.ones((2, 5), jnp.int32), llama.positions_and_mask(mask)
+    tokens, (positions, attend) = jnp.ones((2, 5), jnp.int32), heads.positions_and_mask(mask)
     want = run(MODULES["lm"], params, tokens, positions, attend)
     explicit = attention.dense_mask(mask)
     np.testing.assert_array_equal(run(MODULES["lm"], params, tokens, positions, explicit), want)
@@ -196,7 +196,7 @@ MODULES = {
 
 
 def loss_and_gradient(cfg, params, tokens, mask):
-    args = (jnp.asarray(tokens), *llama.positions_and_mask(jnp.asarray(mask)))
+    args = (jnp.asarray(tokens), *heads.positions_and_mask(jnp.asarray(mask)))
 
     def loss(params):
         logits = heads.CausalLM(cfg).apply({"params": params}, *args)
@@ -256,7 +256,7 @@ def test_gradients_of_matrices_are_not_rounded_where_they_should_not():
 
     def gradients(**fields) -> dict:
         model = heads.CausalLM(dataclasses.replace(BASE, attention_bias=True, **fields))
-        args = tokens, *llama.positions_and_mask(tokens >= 0)
+        args = tokens, *heads.positions_and_mask(tokens >= 0)
 
         def loss(params):
             return jnp.mean(jax.nn.log_softmax(model.apply({"params": params}, *args))[..., 5])

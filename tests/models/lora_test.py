@@ -10,7 +10,7 @@ import pytest
 import tiny_cases
 
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.models import heads, llama, lora
+from fgrlhf_jax.models import heads, lora
 from fgrlhf_jax.models.lora import Lora
 from fgrlhf_jax.runtime import sharding
 
@@ -37,7 +37,7 @@ def random_adapter(seed: int = 0) -> dict:
 @jax.jit
 def logits(params: dict) -> jax.Array:
     mask = jnp.ones(TOKENS.shape, bool)
-    return MODEL.apply(lora.variables(params), TOKENS, *llama.positions_and_mask(mask))
+    return MODEL.apply(lora.variables(params), TOKENS, *heads.positions_and_mask(mask))
 
 
 def test_a_fresh_adapter_changes_no_bit():

@@ -8,7 +8,7 @@ from hf_cases import CFG, configure, save, tokenizer
 from layout_cases import TEXT, texts
 from tokenizers import AddedToken
 
-from fgrlhf_jax.data.templates import check_vocabulary
+from fgrlhf_jax.data.chat import check_vocabulary
 from fgrlhf_jax.data.tokenizers import decode
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import heads, hf_load, hf_save

@@ -10,7 +10,7 @@ import pytest
 import transformers
 from hf_cases import ADAPTER, MODULES, SHAPES, abstract, save, save_adapter
 
-from fgrlhf_jax.models import heads, hf_load, hf_names, hf_save, llama, lora, peft
+from fgrlhf_jax.models import heads, hf_load, hf_names, hf_save, lora, peft
 from fgrlhf_jax.models.lora import Lora
 
 pytestmark = pytest.mark.parity
@@ -46,7 +46,7 @@ def their_logits(model) -> np.ndarray:
 
 def our_outputs(folder, module) -> np.ndarray:
     params = hf_load.load_params(folder, abstract(module))
-    args = (jnp.asarray(TOKENS), *llama.positions_and_mask(jnp.ones(TOKENS.shape, bool)))
+    args = (jnp.asarray(TOKENS), *heads.positions_and_mask(jnp.ones(TOKENS.shape, bool)))
     return np.asarray(jax.jit(module.apply)({"params": params}, *args))
 
 
@@ -141,7 +141,7 @@ def test_gradients_are_pefts_in_float64(tmp_path, settings):
         parameter.requires_grad_("lora_" in name)
     torch.sin(model(torch.from_numpy(TOKENS)).logits).sum().backward()
     module = heads.CausalLM(dataclasses.replace(hf_cases.CFG, lora_scale=adapters.scale))
-    args = (jnp.asarray(TOKENS), *llama.positions_and_mask(jnp.ones(TOKENS.shape, bool)))
+    args = (jnp.asarray(TOKENS), *heads.positions_and_mask(jnp.ones(TOKENS.shape, bool)))
 
     @jax.jit
     @jax.grad

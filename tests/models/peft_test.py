@@ -62,7 +62,7 @@ def test_every_architecture_comes_back_apart_and_merged(tmp_path, architecture, 
     assert (hf_load.read_config(folder), peft.base_of(folder)) == (hf_cases.CFG, base)
     same(hf_load.load_params(folder, written), written)
     backbone = {"backbone": wanted["backbone"]}
-    same(hf_load.load_params(folder, backbone, merged=False), {"backbone": params["backbone"]})
+    same(hf_load.load_base(folder, backbone)[0], {"backbone": params["backbone"]})
     merged = hf_load.load_params(folder, wanted)
     heads = {name: tree for name, tree in (params | written).items() if name in wanted}
     if "unembed" in wanted.get("head", {}):  # the language model's
@@ -128,9 +128,9 @@ def test_a_base_may_be_elsewhere_in_other_files_but_no_other(tmp_path, base, ada
     configure(adapter, base_model_name_or_path=str(base))
     for name in ("lm_head.weight", "model.layers.1.mlp.up_proj.weight"):
         rewrite(base, lambda tensors, n=name: tensors | {n: tensors[n] * 1.01}, "model.safetensors")
-        for merged in (True, False):
+        for load in (hf_load.load_params, hf_load.load_base):
             with pytest.raises(InputError, match="is an adapter of another base: the weights in"):
-                hf_load.load_params(adapter, wanted, merged=merged)
+                load(adapter, wanted)
         backbone = {"backbone": wanted["backbone"]}  # of which a reward model's adapter may be
         if name == "lm_head.weight":
             same(hf_load.load_params(adapter, backbone), {"backbone": before["backbone"]})

@@ -168,7 +168,7 @@ def loss_and_gradients(base: dict, adapter: dict, mesh, **options) -> tuple:
     @jax.jit
     @functools.partial(jax.value_and_grad, has_aux=True)
     def loss(adapter, base, tokens):
-        args = llama.positions_and_mask(jnp.ones(tokens.shape, bool))
+        args = heads.positions_and_mask(jnp.ones(tokens.shape, bool))
         logits = model.apply(lora.variables(base | adapter), tokens, *args)
         return jnp.sum(jnp.sin(logits)), logits
 
@@ -220,7 +220,7 @@ def test_what_is_gathered_is_quantized():
     rows = jax.ShapeDtypeStruct(TOKENS.shape, "int32", sharding=sharding.batch_sharding(mesh))
 
     def loss(adapter, base, tokens):
-        args = llama.positions_and_mask(tokens == tokens)
+        args = heads.positions_and_mask(tokens == tokens)
         return model.apply(lora.variables(base | adapter), tokens, *args).sum()
 
     with jax.set_mesh(mesh):
@@ -240,7 +240,7 @@ def test_one_layer_at_a_time_stands_in_full():
     row = jax.ShapeDtypeStruct((1, 8), jnp.int32)
 
     def loss(adapter, base, tokens):
-        args = llama.positions_and_mask(tokens == tokens)
+        args = heads.positions_and_mask(tokens == tokens)
         return model.apply(lora.variables(base | adapter), tokens, *args).sum()
 
     compiled = jax.jit(jax.grad(loss)).lower(trained, base, row).compile()

@@ -43,7 +43,7 @@ def full_pass(text, model=MODEL):
 
 @functools.partial(jax.jit, static_argnames="model")
 def _full_pass(tokens_BS, *, model):
-    return model.apply({"params": PARAMS}, tokens_BS, *llama.positions_and_mask(tokens_BS >= 0))
+    return model.apply({"params": PARAMS}, tokens_BS, *heads.positions_and_mask(tokens_BS >= 0))
 
 
 def full_logprobs(prompt, response, temperature=1.0, top_k=0, top_p=1.0):
@@ -125,7 +125,7 @@ def test_positions_do_not_count_padding(monkeypatch):
     model = heads.CausalLM(dataclasses.replace(tiny_cases.CFG, max_position=11))
 
     row = jnp.array([PROMPTS[2]])
-    positions, mask = llama.positions_and_mask(row >= 0)
+    positions, mask = heads.positions_and_mask(row >= 0)
     shifted = jax.jit(model.apply)({"params": PARAMS}, row, positions + 3, mask)[0]
     assert np.abs(shifted - full_pass(PROMPTS[2], model)[:5]).max() > 0.1
     out = run(model=model, ends=(), temperature=0.0)

@@ -14,7 +14,7 @@ from rm_cases import rows
 
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.functional import policy_losses
-from fgrlhf_jax.models import heads, llama, lora
+from fgrlhf_jax.models import heads, lora
 from fgrlhf_jax.ppo import learning, scoring
 from fgrlhf_jax.ppo.algorithm import Rollout, Rows
 from fgrlhf_jax.ppo.models import Architectures, Frozen
@@ -53,7 +53,7 @@ ROWS = Rows(
 
 def logits_and_prices(params) -> tuple[jax.Array, ...]:
     """Of policy, reference and reward model before each response token, [B, T, V]; no chunks."""
-    inputs = ROWS.tokens_BS, *llama.positions_and_mask(ROWS.mask_BS)
+    inputs = ROWS.tokens_BS, *heads.positions_and_mask(ROWS.mask_BS)
     before_BT1 = jnp.maximum(ROWS.columns_BT - 1, 0)[..., None]
     models = (POLICY, params), (POLICY, FROZEN.reference)
     every = [model.apply(lora.variables(p), *inputs) / 0.8 for model, p in models]

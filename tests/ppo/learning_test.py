@@ -11,7 +11,7 @@ import pytest
 import rollout_cases as cases
 from rollout_cases import CRITIC, PARAMS, POLICY, SETTINGS, B, P, T, rolled_out, sampled
 
-from fgrlhf_jax.models import llama
+from fgrlhf_jax.models import heads
 from fgrlhf_jax.ppo import algorithm, learning, scoring
 from fgrlhf_jax.ppo.algorithm import Rollout, Rows, rows_of
 from fgrlhf_jax.ppo.programs import by_part
@@ -132,7 +132,7 @@ def test_one_rollout_of_updates_equals_a_plain_loop():
     @jax.grad
     def gradient(params, rows):
         tokens, real = tokens_BS[rows], real_BS[rows]
-        args = tokens, *llama.positions_and_mask(real)
+        args = tokens, *heads.positions_and_mask(real)
         logits = POLICY.apply({"params": params["policy"]}, *args)[:, P - 1 : -1] / 0.8
         logprob = jnp.take_along_axis(jax.nn.log_softmax(logits), tokens[:, P:, None], axis=-1)[
             ..., 0
@@ -166,7 +166,7 @@ def test_ptx_adds_the_cross_entropy_of_edits_to_the_gradient():
     def loss(params):
         total, real = 0.0, np.arange(P + T) < (rows.start_B + rows.response_BT.sum(1))[:, None]
         every = POLICY.apply(
-            {"params": params}, rows.tokens_BS, *llama.positions_and_mask(jnp.array(real))
+            {"params": params}, rows.tokens_BS, *heads.positions_and_mask(jnp.array(real))
         )
         for logits_SV, tokens_S, first, response_T in zip(every, *rows, strict=True):
             columns = slice(first - 1, first - 1 + response_T.sum())
@@ -209,7 +209,7 @@ def test_a_value_head_on_the_policys_states_trains_both():
     assert optax.tree.norm(grads["critic"]) > 1e-3
     assert optax.tree.norm(grads["policy"]["backbone"]) > 1e-3
     prompt_BP, mask_BP, responses = sampled()
-    positions = llama.positions_and_mask(jnp.concatenate([mask_BP, rollout.response_BT], axis=1))
+    positions = heads.positions_and_mask(jnp.concatenate([mask_BP, rollout.response_BT], axis=1))
     variables = {"params": cases.SHARED["policy"]}
     tokens_BS = jnp.concatenate([prompt_BP, responses.tokens_BT], axis=1)
     states = jax.jit(functools.partial(POLICY.apply, method="states"))

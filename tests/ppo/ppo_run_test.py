@@ -166,7 +166,7 @@ def test_prompts_that_are_left_out_or_cut_are_counted(world, tmp_path, capsys):
     for overlong, expected in counts.items():
         config = parse(ppo_cases.fields(world, tmp_path, data__overlong=overlong))
         architectures = models.read_architectures(config)
-        rollout.encode("train", prompts, config, architectures, ppo_cases.TOKENIZER, "plain")
+        train.encode("train", prompts, config, architectures, ppo_cases.TOKENIZER, "plain")
         assert capsys.readouterr().out == f"train: 42 prompts, {expected}\n"
 
 

@@ -12,7 +12,7 @@ import rollout_cases as cases
 import tiny_cases
 from rollout_cases import CRITIC, PARAMS, POLICY, SETTINGS, B, P, T, rolled_out, sampled
 
-from fgrlhf_jax.models import heads, llama
+from fgrlhf_jax.models import heads
 from fgrlhf_jax.ppo.algorithm import rows_of
 from fgrlhf_jax.ppo.models import Architectures, Frozen
 from fgrlhf_jax.reward_model.model import Normalization
@@ -49,7 +49,7 @@ def test_values_come_from_before_and_rewards_from_at_the_token():
 
     @jax.jit
     def values_of(params, tokens, mask):
-        return CRITIC.apply({"params": params}, tokens, *llama.positions_and_mask(mask))[0]
+        return CRITIC.apply({"params": params}, tokens, *heads.positions_and_mask(mask))[0]
 
     close = functools.partial(np.testing.assert_allclose, atol=1e-5)
     for b in range(B):

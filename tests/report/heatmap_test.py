@@ -109,10 +109,10 @@ def test_a_missing_reward_is_an_error():
 
 
 def test_a_picture_is_xml_and_shows_every_token():
-    tokens = ["<b>&", " fi\x1blm", "x" * 80]
+    tokens = ["<b>&", " fi\x1blm", "x" * 92]
     original = make_side("original", tokens, [-1.0, 1.0, 0.0], [1, 0, 0])
     row = make_row(original, make_side(), instruction="a & b")
-    picture = xml.etree.ElementTree.fromstring(to_svg([row], columns=60))
+    picture = xml.etree.ElementTree.fromstring(to_svg([row]))
     texts = [t for t in picture.iter() if t.tag.endswith("text")]
     shown = [(t.text.replace("\xa0", " "), t.get("text-decoration")) for t in texts]
     assert shown == [
@@ -120,7 +120,7 @@ def test_a_picture_is_xml_and_shows_every_token():
         ("original: 3 tokens, sum +0.000, mean +0.0000", None),
         ("<b>&", "line-through"),
         (" fi\N{REPLACEMENT CHARACTER}lm", None),
-        ("x" * 80, None),  # on a line of its own
+        ("x" * 92, None),  # on a line of its own
         ("edited: 2 tokens, sum +0.250, mean +0.1250", None),
         ("Good", "underline"),
         (" film", None),

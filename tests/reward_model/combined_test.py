@@ -10,7 +10,7 @@ import tiny_cases
 from configs import ppo as ppo_config
 from fgrlhf_jax.data.tokenizers import train_tokenizer
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.models import llama
+from fgrlhf_jax.models import heads
 from fgrlhf_jax.models.flops import logits_flops, rows_flops
 from fgrlhf_jax.plan.shapes import ppo_shapes
 from fgrlhf_jax.ppo import models as ppo_models
@@ -80,7 +80,7 @@ def logprobs(name: str, ids: list[int]) -> np.ndarray:
     """Of each token after the first, by a softmax in float64."""
     params = ppo_cases.policy_params(["policy", "reference"].index(name))
     row = np.array([ids + [0] * (8 - len(ids))])  # nothing after a token matters
-    logits = apply({"params": params}, row, *llama.positions_and_mask(jnp.asarray(row >= 0)))
+    logits = apply({"params": params}, row, *heads.positions_and_mask(jnp.asarray(row >= 0)))
     logits_SV = np.asarray(logits[0, : len(ids) - 1], np.float64)
     logits_SV -= np.log(np.exp(logits_SV).sum(axis=1, keepdims=True))
     return logits_SV[np.arange(len(ids) - 1), ids[1:]]

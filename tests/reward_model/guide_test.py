@@ -12,7 +12,7 @@ import pytest
 import tiny_cases
 
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.models import decoding, heads, llama, sampling
+from fgrlhf_jax.models import decoding, heads, sampling
 from fgrlhf_jax.models.language_model import LanguageModel, SamplingParams
 from fgrlhf_jax.reward_model.guide import load_guide
 from fgrlhf_jax.reward_model.scorer import RewardModel
@@ -51,13 +51,13 @@ def guided_logits(tokens_S, kind="action"):
     r is what the reward model pays where the token is put behind the state: V rows a state.
     """
     S, V = tokens_S.shape[0], tiny_cases.CFG.vocab_size
-    row = tokens_S[None], *llama.positions_and_mask(jnp.ones((1, S), bool))
+    row = tokens_S[None], *heads.positions_and_mask(jnp.ones((1, S), bool))
     policy_SV = POLICY.apply({"params": params_of()[1]}, *row)[0]
     model, params = params_of(kind)
 
     def price(t, action):
         tokens = jnp.append(jnp.where(jnp.arange(S) <= t, tokens_S, 0), 0).at[t + 1].set(action)
-        row = tokens[None], *llama.positions_and_mask(jnp.ones((1, S + 1), bool))
+        row = tokens[None], *heads.positions_and_mask(jnp.ones((1, S + 1), bool))
         return model.apply({"params": params}, *row)[0, t + 1]
 
     price_SV = jax.vmap(lambda t: jax.vmap(lambda a: price(t, a))(jnp.arange(V)))(jnp.arange(S))
@@ -66,7 +66,7 @@ def guided_logits(tokens_S, kind="action"):
 
 @jax.jit
 def plain_logits(tokens_S) -> jax.Array:
-    row = tokens_S[None], *llama.positions_and_mask(tokens_S[None] >= 0)
+    row = tokens_S[None], *heads.positions_and_mask(tokens_S[None] >= 0)
     return POLICY.apply({"params": params_of()[1]}, *row)[0]
 
 
@@ -105,7 +105,7 @@ def test_a_state_action_head_guides_by_what_it_reads_before_the_token():
     without = {**params["head"], "kernel": np.zeros_like(params["head"]["kernel"])}
     row = np.zeros((1, 4), np.int32)
     row[0, :3] = PROMPTS[0]
-    args = llama.positions_and_mask(row >= 0)
+    args = heads.positions_and_mask(row >= 0)
     policy_V = plain_logits(row[0])[2]
 
     @jax.jit

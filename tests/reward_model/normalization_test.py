@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fgrlhf_jax.functional import pair_metrics
-from fgrlhf_jax.reward_model import evaluate, model
+from fgrlhf_jax.reward_model import model, train
 from fgrlhf_jax.reward_model.model import Normalization
 
 
@@ -43,7 +43,7 @@ def test_normalization_reads_the_responses_that_nobody_edited():
 
     def found(limit):
         predictor = types.SimpleNamespace(predict=lambda params, group: ({}, group))
-        return evaluate.fit_normalization(predictor, None, pairs, "sequence", limit)
+        return train.normalize_on_pairs(predictor, None, pairs, "sequence", limit)
 
     def of(*values):
         return pytest.approx((np.mean(values), np.std(values)))

@@ -14,9 +14,9 @@ from fgrlhf_jax.functional.reward_losses import LOSSES, reward_model_loss
 from fgrlhf_jax.models import heads
 from fgrlhf_jax.models.flops import pair_flops, rows_flops
 from fgrlhf_jax.reward_model.combined import LogRatio
-from fgrlhf_jax.reward_model.evaluate import unpad
-from fgrlhf_jax.reward_model.model import eval_step, pair_losses, score_tokens
+from fgrlhf_jax.reward_model.model import score_tokens
 from fgrlhf_jax.reward_model.modules import make_module
+from fgrlhf_jax.reward_model.train import eval_step, pair_losses, unpad
 from fgrlhf_jax.runtime import sharding
 from fgrlhf_jax.training.supervised import Predictor
 

@@ -16,9 +16,9 @@ from fgrlhf_jax.data.pairs import pad_pairs
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.functional import reward_losses
 from fgrlhf_jax.models import heads, llama
-from fgrlhf_jax.reward_model.model import eval_step, pair_losses, score_tokens
+from fgrlhf_jax.reward_model.model import score_tokens
 from fgrlhf_jax.reward_model.modules import make_module
-from fgrlhf_jax.reward_model.train import make_trainer
+from fgrlhf_jax.reward_model.train import eval_step, make_trainer, pair_losses
 from fgrlhf_jax.runtime import sharding
 from fgrlhf_jax.runtime.optim import TrainState
 from fgrlhf_jax.training.supervised import train_step
@@ -49,7 +49,7 @@ def scores(name, tokens, mask, *, params=None, level=None):
 @jax.jit
 def states(params, tokens, mask):
     """What the backbone gives its head."""
-    args = (tokens, *llama.positions_and_mask(mask))
+    args = (tokens, *heads.positions_and_mask(mask))
     return llama.Llama(tiny_cases.CFG).apply({"params": params["backbone"]}, *args)
 
 

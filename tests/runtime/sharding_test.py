@@ -17,8 +17,8 @@ from jax.sharding import PartitionSpec as P
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import heads
 from fgrlhf_jax.models.sizes import SIZES
-from fgrlhf_jax.reward_model.model import pair_losses
 from fgrlhf_jax.reward_model.modules import make_module
+from fgrlhf_jax.reward_model.train import pair_losses
 from fgrlhf_jax.runtime import optim, sharding
 from fgrlhf_jax.runtime.optim import abstract_state, compile_step
 from fgrlhf_jax.training import sft
@@ -141,7 +141,9 @@ def test_a_look_up_gathers_neither_the_batch_nor_the_vocabulary():
     batch = {"tokens_BS": np.zeros((2, 8, 16), np.int32), "weight_B": np.zeros((2, 8), np.float32)}
     batch |= {name: np.zeros((2, 8, 16), bool) for name in ("mask_BS", "response_BT")}
     batch["columns_BT"] = batch["tokens_BS"]
-    step = functools.partial(sft.train_step, model=model, optimizer=optimizer)
+    losses = functools.partial(sft.token_losses, model=model)
+    counted = {"losses": losses, "count": sft.count_tokens}
+    step = functools.partial(train_step, optimizer=optimizer, **counted)
     text = compile_step(step, abstract, sharding.put_batch(batch, mesh, axis=1), mesh).as_text()
     gathered = re.findall(r"= \w+\[([\d,]*)\]\S* all-gather\(", text)
     assert "32,32" in gathered  # half of the vocabulary of 64

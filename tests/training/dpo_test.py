@@ -22,7 +22,7 @@ from fgrlhf_jax.data.pairs import Pair, pad_pairs
 from fgrlhf_jax.data.records import Edit
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.functional.preference_losses import PreferenceSettings, preference_loss
-from fgrlhf_jax.models import heads, hf_load, llama
+from fgrlhf_jax.models import heads, hf_load
 from fgrlhf_jax.models.language_model import LanguageModel
 from fgrlhf_jax.runtime import optim, sharding
 from fgrlhf_jax.training import correction, dpo
@@ -91,7 +91,7 @@ def sides() -> tuple[np.ndarray, ...]:
 def read_alone(params, cotangent_B2S):
     """Log-probabilities of all sides, [B, 2, S], and the gradient of their products with that."""
     tokens_BS = sides()[0].reshape(-1, WIDTH)
-    args = llama.positions_and_mask(np.ones(tokens_BS.shape, bool))
+    args = heads.positions_and_mask(np.ones(tokens_BS.shape, bool))
 
     def read(params):
         logits = jax.nn.log_softmax(MODEL.apply({"params": params}, tokens_BS, *args))

@@ -14,7 +14,7 @@ from fgrlhf_jax.data.changes import make_row
 from fgrlhf_jax.data.records import Edit, Instruction
 from fgrlhf_jax.data.split import split
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.models import heads, llama
+from fgrlhf_jax.models import heads
 from fgrlhf_jax.models.language_model import LanguageModel
 from fgrlhf_jax.runtime import sharding
 from fgrlhf_jax.runtime.files import write_jsonl
@@ -41,7 +41,7 @@ PAIRS = [
 def logprobs(tokens) -> np.ndarray:
     """float64[S, V] of what stands behind every token of one sequence."""
     row = np.pad(tokens, (0, 16 - len(tokens)))[None].astype(np.int32)
-    return np.asarray(whole_pass(row, *llama.positions_and_mask(row >= 0))[0], np.float64)
+    return np.asarray(whole_pass(row, *heads.positions_and_mask(row >= 0))[0], np.float64)
 
 
 @jax.jit
@@ -125,7 +125,7 @@ def test_how_likely_responses_are(policies):
     model, params = policies[0].module, policies[0].read_params()
     tokens = [*policies[0].tokenizer("reverse cat dog\ndog cat")["input_ids"], 2]
     row = jnp.array([tokens], jnp.int32)
-    inputs = row, *llama.positions_and_mask(row >= 0)
+    inputs = row, *heads.positions_and_mask(row >= 0)
     logits = jax.jit(model.apply)({"params": params}, *inputs)[0]
     table, start = np.asarray(jax.nn.log_softmax(logits)), len(policies[0].encode(prompt))
     expected = [table[k - 1, tokens[k]] for k in range(start, len(tokens))]

@@ -22,9 +22,9 @@ from bad_input_cases import damage
 from rm_cases import contents, rows, saved, without_clock
 
 from fgrlhf_jax.data.demonstrations import Demonstration, pad_demonstrations
-from fgrlhf_jax.models import heads, llama
+from fgrlhf_jax.models import heads
 from fgrlhf_jax.runtime import optim, sharding
-from fgrlhf_jax.training import sft
+from fgrlhf_jax.training import sft, supervised
 from launch import sft as command
 from launch.shared import cli
 
@@ -49,7 +49,7 @@ def texts(seed: int) -> list[Demonstration]:
 @jax.jit
 def outputs(tokens_S) -> tuple[jax.Array, jax.Array]:
     """States and logits of one text without padding in front: nothing after a token matters."""
-    args = llama.positions_and_mask(jnp.ones((1, 12), bool))
+    args = heads.positions_and_mask(jnp.ones((1, 12), bool))
     variables = {"params": PARAMS}
     states = MODEL.apply(variables, tokens_S[None], *args, method="states")
     return states[0], MODEL.apply(variables, tokens_S[None], *args)[0]
@@ -102,7 +102,9 @@ def gradient(params, batch):
 
 @functools.partial(jax.jit, static_argnames="optimizer")
 def step(state, batch, optimizer=OPTIMIZER):
-    return sft.train_step(state, batch, model=MODEL, optimizer=optimizer)
+    losses = functools.partial(sft.token_losses, model=MODEL)
+    counted = {"losses": losses, "count": sft.count_tokens}
+    return supervised.train_step(state, batch, optimizer=optimizer, **counted)
 
 
 def learn(batch, optimizer=OPTIMIZER):

@@ -1,18 +1,61 @@
-"""Message trees, as OpenAssistant's (OASST): a row a message, with its parent, or a row a tree."""
+"""Messages in rows of data sets: texts that hold some, and trees of them.
 
+The trees are as OpenAssistant's (OASST): a row a message, with its parent, or a row a tree.
+"""
+
+import ast
 import itertools
 import math
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from fgrlhf_jax.data.conversations import ROLES, load_json
 from fgrlhf_jax.data.row_fields import number_of
+from fgrlhf_jax.data.tables import Rows
 from fgrlhf_jax.errors import InputError
 
 Row = Mapping[str, Any]
 
+# Fields that are never messages.
+_TEXTS = {"instruction", "raw_instruction", "input", "system", "output", "response"}
+_TEXTS |= {"original", "edited", "output_1", "output_2", "text"}
+# In a text: an object that begins like a message, and a role and a content in it or behind it.
+MESSAGES = re.compile(
+    r"(?s)\s*+(?:\[\s*+)?\{\s*(?=[\"'](?:role|content|from|value)[\"']\s*:)"
+    rf"(?=.*[\"'](?:role|from)[\"']\s*:\s*[\"'](?:{'|'.join(ROLES)})[\"'])"
+    r"(?=.*[\"'](?:content|value)[\"']\s*:)"
+)
 
-def unfold(rows: Iterable[tuple[str, Any]], need: str = "any") -> Iterator[tuple[str, Any]]:
+
+def with_messages(rows: Rows) -> Rows:
+    """The rows with messages for the texts that hold some: JSON, or what Python shows of a list."""
+    for where, row in rows:
+        try:
+            if isinstance(row, dict):
+                row = {n: v if n in _TEXTS else _parse(v, where) for n, v in row.items()}
+        except InputError as error:
+            row = error
+        yield where, row
+
+
+def _parse(text: Any, where: str) -> Any:
+    if not (isinstance(text, str) and MESSAGES.match(text)):
+        return text
+    for parse in (load_json, ast.literal_eval):
+        try:
+            return parse(text)
+        except KeyError as error:
+            reason = f"the field {error.args[0]!r:.60} is there twice in one message; take one out"
+            raise InputError(f"{where}: {reason}") from error
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+    reason = f"{text[:60]!r} is no list of messages in JSON"
+    raise InputError(f"{where}: {reason}; correct it, or save lists of objects")
+
+
+def unfold(rows: Iterable[tuple[str, Any]], need: str = "any") -> Rows:
     """Rows as they are; those of message trees become rows of prompts and answers.
 
     Answers to one message that have ranks (0 is best) make pairs, each with each of a lower rank.
