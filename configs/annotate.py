@@ -1,4 +1,4 @@
-"""People edit responses in a browser: what ``launch.annotate`` needs."""
+"""Fields of ``launch.annotate``, in which people edit responses in a browser."""
 
 from configs.common import OVERWRITE, READING
 from configs.fields import Field, collect_fields, make_config
@@ -8,28 +8,28 @@ GROUPS = {
     "Annotation": {
         "input": Field(
             "",
-            "FILE of responses or edits, or of Argilla or Label Studio; "
+            "FILE of responses or edits, or an export of Argilla or Label Studio; "
             '"": responses of the embedded world',
         ),
-        "output": Field("", "FILE.jsonl of edits; beside it FILE.jsonl.sqlite, which has all"),
-        "guidelines": Field("", "FILE.md for annotators, on the start page, before any password"),
-        "host": Field("127.0.0.1", "address of the page; 0.0.0.0: all, with a password"),
-        "port": Field(7860, "port of the page; 0: any that is free", at_least=0, at_most=65535),
-        "root_path": Field(
-            "", "https://HOST/PATH that browsers show, where a proxy passes the page on"
-        ),
-        "overlap": Field(1, "people that edit each row", at_least=1),
+        "output": Field("", "FILE.jsonl of edits; FILE.jsonl.sqlite has every decision"),
+        "guidelines": Field("", "FILE.md for annotators, public on the start page"),
+        "host": Field("127.0.0.1", "address of the page; 0.0.0.0: all, needs a password"),
+        "port": Field(7860, "port of the page; 0: any free port", at_least=0, at_most=65535),
+        "root_path": Field("", "behind a proxy: the page's public address, https://HOST/PATH"),
+        "overlap": Field(1, "number of people who edit each row", at_least=1),
         "max_change_ratio": Field(
-            0.5, "share of words; above it an edit is confirmed and marked", at_least=0
+            0.5,
+            "share of changed words above which annotators must confirm an edit, which is marked",
+            at_least=0,
         ),
         "release_minutes": Field(
             5.0,
-            "minutes of a browser's silence after which its row goes to others, once no other is "
-            "left; hidden tabs report once a minute only",
+            "minutes without contact after which a browser's open row is offered to others, if no "
+            "other row is left; hidden tabs make contact only once a minute",
             at_least=0,
         ),
-        "export": Field("", "FILE.json (edits: FILE.jsonl) to write and not serve the page"),
-        "format": Field("argilla", "of the export", choices=FORMATS),
+        "export": Field("", "write this FILE.json (edits: FILE.jsonl) instead of serving the page"),
+        "format": Field("argilla", "format of the export", choices=FORMATS),
         "overwrite": OVERWRITE,
     }
 }

@@ -1,7 +1,7 @@
-"""The arms, reward models and rounds of edits that every variant of configs/pipeline.py knows.
+"""The predefined arms, reward models and rounds of edits of configs/pipeline.py.
 
-Fields that are not here have the defaults of configs/pipeline.py; what may name what is said in
-fgrlhf_jax/pipeline/arms.py.
+Other fields have the defaults of configs/pipeline.py. fgrlhf_jax/pipeline/arms.py explains which
+field may refer to what.
 """
 
 
@@ -24,7 +24,7 @@ ARMS = {
         "Token, no KL in the reward", "ppo", "rm_token", defaults="kl.in_reward=False"
     ),
     "state_action": _arm("Fine-grained: token, state-action head", "ppo", "rm_state_action"),
-    # From where the best arm starts. No penalty of PPO's own: the judge charges a missing end.
+    # Same start as the best arm. No missing_eos penalty: the judge already penalizes a missing end.
     "oracle": _arm(
         "SFT on three rounds, then oracle: gold token rewards",
         "ppo",

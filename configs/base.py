@@ -10,30 +10,36 @@ from fgrlhf_jax.runtime.optim import SCHEDULES
 
 RUN = {
     "Run": {
-        "run_dir": Field("", "FOLDER of the run; the same command goes on where it stopped"),
+        "run_dir": Field("", "FOLDER of the run; the same command resumes it"),
         "seed": Field(0, "seed of weights, order and sampling", at_least=0),
     }
 }
 DEVICES = {
     "Devices and precision": {
         "mesh": MESH,
-        "distributed": Field(False, "several processes: one a host, all with this command"),
-        "coordinator": Field("", 'HOST:PORT of process 0; "" finds out on TPU pods and Slurm'),
-        "num_processes": Field(0, "number of processes; 0 finds out", at_least=0),
-        "process_id": Field(-1, "number of this process; -1 finds out", at_least=-1),
+        "distributed": Field(
+            False, "several processes, one per host; start each with this command"
+        ),
+        "coordinator": Field("", 'HOST:PORT of process 0; "": detected on TPU pods and Slurm'),
+        "num_processes": Field(0, "number of processes; 0: detected", at_least=0),
+        "process_id": Field(-1, "number of this process; -1: detected", at_least=-1),
         "model.dtype": Field(
-            "float32", "of the computation; parameters are float32", choices=DTYPES
+            "float32", "dtype of the computation; parameters are float32", choices=DTYPES
         ),
         "model.remat": Field(False, "recompute activations in the backward pass: less memory"),
         "model.scan_layers": Field(True, "compile one layer and scan it: compiles faster"),
         "model.attention": Field(
-            "auto", "kernel; auto is the devices' flash kernel where it fits", choices=CHOICES
+            "auto",
+            "kernel; auto: the devices' flash kernel if it supports the model",
+            choices=CHOICES,
         ),
         "model.float32_gradients": Field(
-            False, "with bfloat16: gradients of matrices are summed over devices in float32"
+            False, "with bfloat16: sum gradients of matrices over devices in float32"
         ),
-        "export.dtype": Field("float32", "of the exported weights", choices=EXPORT_DTYPES),
-        "export.merged": Field(False, "with lora.rank: whole weights; else an adapter for peft"),
+        "export.dtype": Field("float32", "dtype of the exported weights", choices=EXPORT_DTYPES),
+        "export.merged": Field(
+            False, "with lora.rank: export merged weights; False: an adapter for peft"
+        ),
     }
 }
 OPTIMIZER = {
@@ -52,16 +58,20 @@ LORA = {
     "Adapters (LoRA)": {
         "lora.rank": Field(
             0,
-            "of adapters on a frozen base, which want about ten times the learning rate of all "
-            "weights; 0 trains all weights",
+            "rank of adapters on a frozen base, which need about ten times the learning rate of "
+            "full fine-tuning; 0: train all weights",
             at_least=0,
         ),
-        "lora.alpha": Field(32.0, "their products are multiplied by alpha / rank", at_least=1e-6),
-        "lora.rslora": Field(False, "by alpha / sqrt(rank)"),
+        "lora.alpha": Field(32.0, "adapter outputs are scaled by alpha / rank", at_least=1e-6),
+        "lora.rslora": Field(False, "scale by alpha / sqrt(rank) instead"),
         "lora.base_dtype": Field(
-            "float32", "of the frozen kernels; int8, nf4: quantized", choices=(*DTYPES, *KINDS)
+            "float32",
+            "dtype of the frozen kernels; int8, nf4: quantized",
+            choices=(*DTYPES, *KINDS),
         ),
-        "lora.targets": Field(".", "regular expression of layers, such as attention/q, mlp/down"),
+        "lora.targets": Field(
+            ".", "regular expression of the adapted layers, such as attention/q, mlp/down"
+        ),
     }
 }
 CHECKPOINTS = {
@@ -72,42 +82,46 @@ CHECKPOINTS = {
         ),
         "max_seconds": Field(
             0.0,
-            "of updates (no compiling, evaluating, saving); the update that reaches them is the "
-            "last; 0: none",
+            "seconds of updates (without compilation, evaluation, saving) after which training "
+            "ends; 0: no limit",
             at_least=0,
         ),
-        "max_to_keep": Field(1, "newest checkpoints, beside the best one", at_least=1),
+        "max_to_keep": Field(1, "newest checkpoints to keep, besides the best one", at_least=1),
         "tensorboard": Field(False, "write metrics for TensorBoard too"),
         "profile": Field(0, "step to trace into run_dir/profile; 0: none", at_least=0),
     }
 }
 
-# What a reward model and supervised fine-tuning share.
+# Fields of reward models and supervised fine-tuning.
 _SUPERVISED = {
     "Data": {
-        "train": Field("", f'{SOURCE}; "" makes the embedded data, for tiny'),
-        "validation": Field("", 'the same; "" splits validation_share off train'),
-        "validation_share": Field(0.05, "share of the prompts", at_least=0, at_most=1),
-        "data.template": Field("alpaca", "format of a prompt", choices=TEMPLATES),
-        "data.max_length": Field(512, "tokens of prompt and response", at_least=1),
-        "data.max_prompt_length": Field(384, "tokens of a prompt", at_least=1),
-        "data.overlong": Field("truncate", "what becomes of longer rows", choices=OVERLONG),
+        "train": Field("", f'{SOURCE}; "": the embedded data, for tiny'),
+        "validation": Field("", 'the same; "": split validation_share off train'),
+        "validation_share": Field(
+            0.05, "share of the prompts for validation", at_least=0, at_most=1
+        ),
+        "data.template": Field("alpaca", "prompt template", choices=TEMPLATES),
+        "data.max_length": Field(512, "tokens of prompt and response, at most", at_least=1),
+        "data.max_prompt_length": Field(384, "tokens of a prompt, at most", at_least=1),
+        "data.overlong": Field("truncate", "truncate or drop longer rows", choices=OVERLONG),
         "data.append_eos": Field(True, "end every response with the EOS token"),
         "data.buckets": Field(
-            6, "widths that batches are padded to, those that pad least", at_least=1
+            6, "number of batch widths, chosen for the least padding", at_least=1
         ),
     },
     "Model": {
-        "model.path": Field("", f'{MODEL}; "" starts from random weights'),
+        "model.path": Field("", f'{MODEL}; "": random weights'),
         "model.size": Field("tiny", "architecture of random weights", choices=tuple(SIZES)),
-        "model.tokenizer": Field("", 'for random weights: FOLDER | HUB_ID; "" trains one'),
-        "model.vocab_size": Field(512, "of the tokenizer that is trained", at_least=259),
+        "model.tokenizer": Field("", 'for random weights: FOLDER | HUB_ID; "": train a tokenizer'),
+        "model.vocab_size": Field(512, "vocabulary size of the trained tokenizer", at_least=259),
     },
     "Updates": {
-        "batch_size": Field(16, "rows an update", at_least=1),
-        "micro_batch_size": Field(0, "rows at a time, gradients summed; 0: batch_size", at_least=0),
+        "batch_size": Field(16, "rows per update", at_least=1),
+        "micro_batch_size": Field(
+            0, "rows per forward and backward pass; 0: batch_size", at_least=0
+        ),
         "epochs": Field(1, "passes over the training data", at_least=0),
-        "steps": Field(0, "updates; 0 follows from epochs", at_least=0),
+        "steps": Field(0, "updates; 0: as many as epochs needs", at_least=0),
     },
     "Optimizer (AdamW)": {
         "optimizer.warmup_share": Field(
@@ -115,14 +129,16 @@ _SUPERVISED = {
         )
     },
     "Evaluation and checkpoints": {
-        "eval_batch_size": Field(0, "rows at a time; 0 takes micro_batch_size", at_least=0),
+        "eval_batch_size": Field(
+            0, "rows per batch of evaluation; 0: micro_batch_size", at_least=0
+        ),
         "best_metric": Field(
             "loss",
-            "validation metric of the best checkpoint: lowest loss or highest accuracy",
+            "validation metric that selects the best checkpoint: lowest loss or highest accuracy",
             choices=("loss", "accuracy"),
         ),
         "patience": Field(
-            0, "evaluations without improvement that end a run; 0: never", at_least=0
+            0, "stop after this many evaluations without improvement; 0: never", at_least=0
         ),
     },
 }

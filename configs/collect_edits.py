@@ -1,4 +1,4 @@
-"""A language model edits responses minimally: what ``launch.collect_edits`` needs."""
+"""Fields of ``launch.collect_edits``, in which a language model edits responses minimally."""
 
 from configs.asking import MODEL_FIELDS
 from configs.common import READING
@@ -10,27 +10,27 @@ GROUPS = {
         "input": Field(
             "",
             "FILE[,FILE…] or dataset ids: responses (instruction, input, output), "
-            "preferences, or edits, whose originals are edited again; "
+            "preferences, or edits, whose originals are edited anew; "
             '"": responses of the embedded world',
         ),
         "output": Field(
-            "", "FILE.jsonl of edits; beside it FILE.rejected.jsonl: replies that are none, and why"
+            "", "FILE.jsonl of edits; FILE.rejected.jsonl has unusable replies and the reasons"
         ),
         "side": Field("worse", "which response of a preference is edited", choices=SIDES),
         "limit": Field(0, "rows; 0: all", at_least=0),
         "max_change_ratio": Field(
-            0.5, "share of the words; an edit beyond it is set aside; 1: none is", at_least=0
+            0.5, "share of changed words above which an edit is rejected; 1: never", at_least=0
         ),
         "template": Field(
             "",
-            "form: the prompt asks for a reply in a form; paper: the paper's, which asks for none; "
-            '"": form, with provider=local paper, since small models keep to no form',
+            "form: a prompt that asks for a reply format; paper: the paper's prompt, without one; "
+            '"": form, but paper with provider=local, since small models ignore formats',
             choices=("", *TEMPLATES),
         ),
         "template_file": Field(
             "",
-            "FILE of jinja2 in place of it: {{ response }}, {{ instruction }}, {{ input }} and "
-            "{{ reply_form }}, which asks for the form",
+            "FILE of your own prompt, in jinja2, with {{ response }}, {{ instruction }}, "
+            "{{ input }} and {{ reply_form }}, the text that asks for the format",
         ),
     }
 }

@@ -1,4 +1,4 @@
-"""Which of two responses is better, as data: what ``launch.collect_preferences`` needs."""
+"""Fields of ``launch.collect_preferences``, in which a judge labels pairs of responses."""
 
 from configs.common import OVERWRITE, READING
 from configs.fields import Field, collect_fields, make_config
@@ -8,10 +8,10 @@ GROUPS = {
     "Preferences": {
         "input": Field(
             "",
-            "FILE of pairs (output_1, output_2) or of several responses a prompt "
+            "FILE of pairs (output_1, output_2) or of several responses per prompt "
             '(launch.generate with samples=2); "": pairs of the embedded world',
         ),
-        "output": Field("", "FILE.jsonl; FILE.annotations.json beside it has every verdict"),
+        "output": Field("", "FILE.jsonl; FILE.annotations.json has every verdict"),
         "overwrite": OVERWRITE,
         "label_noise": Field(
             0.0,
@@ -19,7 +19,7 @@ GROUPS = {
             at_least=0,
             at_most=0.5,
         ),
-        "draws": Field("drop", "drop, or label at random", choices=("drop", "random")),
+        "draws": Field("drop", "drop draws, or label them at random", choices=("drop", "random")),
     }
 }
 FIELDS = collect_fields(

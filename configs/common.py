@@ -1,4 +1,4 @@
-"""The fields that commands share whether they train or not; imports no JAX."""
+"""Fields shared by training and other commands; imports no JAX."""
 
 from configs.fields import Field
 
@@ -6,25 +6,28 @@ DTYPES = ("float32", "bfloat16")
 EXPORT_DTYPES = (*DTYPES, "float16")
 OVERLONG = ("truncate", "drop")
 MODEL = "FOLDER | HUB_ID | FILE.gguf"
-SOURCE = "FILE.jsonl|.json|.csv|.parquet or a dataset ORG/NAME[:CONFIG[:SPLIT]]; several by commas"
+SOURCE = (
+    "FILE.jsonl|.json|.csv|.parquet or a dataset ORG/NAME[:CONFIG[:SPLIT]]; separate several by "
+    "commas"
+)
 
 REWARD_MODEL = (
-    "run_dir of launch.train_rm; A,B,C: an ensemble of them; POLICY:REFERENCE[:WEIGHT]: log-ratio "
-    "of two language models"
+    "run_dir of launch.train_rm; A,B,C: an ensemble; POLICY:REFERENCE[:WEIGHT]: log-ratio of two "
+    "language models"
 )
 ENSEMBLE_PENALTY = Field(
-    1.0, "standard deviations taken from the mean reward of an ensemble; 0: the mean", at_least=0
+    1.0, "standard deviations subtracted from the mean reward of an ensemble", at_least=0
 )
 
-MESH = Field("1,-1,1", "devices as data,fsdp,tensor; -1 takes the rest of the devices")
+MESH = Field("1,-1,1", "number of devices as data,fsdp,tensor; -1: all remaining devices")
 DTYPE = Field("float32", "dtype of the computation", choices=DTYPES)
-OVERWRITE = Field(False, "write over an output that exists")
-INT8_CACHE = Field(False, "keys and values of tokens so far in 8 bits: less memory, nearly exact")
+OVERWRITE = Field(False, "overwrite an existing output")
+INT8_CACHE = Field(False, "8-bit key/value cache: less memory, nearly exact")
 READING = {
     "Rows": {
-        "columns": Field("", "the file's names of fields: prompt=question,chosen=best,…"),
+        "columns": Field("", "field names in the file: prompt=question,chosen=best,…"),
         "invalid": Field(
-            "stop", "rows that cannot be used: stop, or drop and count", choices=("stop", "drop")
+            "stop", "on invalid rows: stop, or drop and count them", choices=("stop", "drop")
         ),
     }
 }

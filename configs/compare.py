@@ -1,9 +1,9 @@
-"""Which learner for your edits? ``--config=configs/compare.py:VARIANT``.
+"""Comparison of learners on your edits: ``--config=configs/compare.py:VARIANT``.
 
-VARIANT says for which model the learners' rates and lengths are; each takes the settings of the
-variant of configs/pipeline.py of the same name:
+VARIANT selects learning rates and lengths by model; the settings are those of the same variant of
+configs/pipeline.py:
 
-  tiny      the embedded world's, or a model trained on it
+  tiny      the embedded world's model, or a model trained on it
   cad       the small LLaMA of configs/sft.py:cad
   smollm2   SmolLM2-135M by adapters
   llama_7b  LLaMA-7B (all weights; --config.lora.rank=16 for adapters)
@@ -21,16 +21,16 @@ from fgrlhf_jax.data.templates import TEMPLATES
 
 _OWN = {
     "Files": {
-        "edits": Field("", f'{SOURCE}, of edits; "": the embedded world\'s'),
-        "model": Field("", f'{MODEL} that all arms start from, as it is; "" with no edits only'),
+        "edits": Field("", f'edits: {SOURCE}; "": the embedded world\'s'),
+        "model": Field("", f'{MODEL} that all arms start from; "" only if edits is empty too'),
     },
-    "Of every command": {
+    "All commands": {
         "template": Field(
-            "", 'format of a prompt; "": as in launch.generate', choices=("", *TEMPLATES)
+            "", 'prompt template; "": as in launch.generate', choices=("", *TEMPLATES)
         )
     },
 }
-# What follows from edits and model.
+# Fields that edits and model determine.
 _GIVEN = ("embedded", "files.edits", "files.sft", "task")
 FIELDS = {
     name: field
@@ -44,9 +44,9 @@ FIELDS = {
     ).items()
     if name not in _GIVEN
 }
-# The one before the last has twice the budget: what the last one spends on its two stages.
+# sft_longer continues sft_edits, so that it has the total budget of edits_then_token's two stages.
 ARMS = "sft_edits,dpo,ddpo,state_action,sft_longer,edits_then_token"
-# The updates of a training: about what PPO of that size makes by default.
+# Updates per training: about as many as PPO of that size makes by default.
 VARIANTS = {"tiny": 320, "cad": 240, "smollm2": 80, "llama_7b": 1560}
 
 
@@ -67,7 +67,7 @@ def get_config(argument: str = "tiny"):
 
 
 def to_study(config: ConfigDict, template: str) -> ConfigDict:
-    """The same as a config of launch.pipeline; the ``template`` "" is the embedded world's."""
+    """Converts to a config of launch.pipeline; ``template`` is used only with ``config.edits``."""
     study, values = pipeline.get_config("cad" if config.edits else "tiny"), config.to_dict()
     edits = values.pop("edits")
     if edits:

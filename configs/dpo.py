@@ -6,10 +6,10 @@ MODEL is one of
   cad       the small LLaMA of configs/sft.py:cad
   smollm2   SmolLM2-135M, all weights
   llama_7b  LLaMA-7B on 8 x 80 GB
-  llama_7b_lora  the same by adapters on one device of 80 GB
-  llama3_2_1b    Llama-3.2-1B by adapters on one device of 16 GB
+  llama_7b_lora  the same with adapters on one device of 80 GB
+  llama3_2_1b    Llama-3.2-1B with adapters on one device of 16 GB
 
-each from the policy in --config.policy, and LOSS is dpo (default), ddpo, salt or figa.
+LOSS is dpo (default), ddpo, salt or figa. Training starts from --config.policy.
 """
 
 from configs.base import SUPERVISED, SUPERVISED_FIRST
@@ -25,34 +25,38 @@ GROUPS = {
     "Loss": {
         "loss": Field(
             "dpo",
-            "DPO | dense DPO, with weights on changed tokens | likelihood of what was put in and "
-            "kept, unlikelihood of what was taken out | FIGA",
+            "DPO | dense DPO, which weights changed tokens | SALT: likelihood of inserted and kept "
+            "tokens, unlikelihood of removed ones | FIGA",
             choices=LOSSES,
         ),
-        "beta": Field(0.1, "of dpo, ddpo: how near to stay to the start", at_least=1e-6),
-        "dense.gamma": Field(5.0, "of ddpo: weight of changed tokens; 1 is dpo", at_least=0),
-        "dense.normalize": Field(False, "of ddpo: divide by the sum of the weights"),
-        "weights.inserted": Field(1.0, "of salt, figa: weight of changed tokens put in"),
-        "weights.kept": Field(1.0, "of salt, figa: of the other tokens of the better response"),
-        "weights.removed": Field(1.0, "of salt, figa: of changed tokens taken out", at_least=0),
-        "weights.original": Field(0.0, "of salt, figa: of the other tokens of the original"),
+        "beta": Field(0.1, "dpo, ddpo: strength of the KL constraint", at_least=1e-6),
+        "dense.gamma": Field(5.0, "ddpo: weight of changed tokens; 1: as dpo", at_least=0),
+        "dense.normalize": Field(False, "ddpo: divide by the sum of the weights"),
+        "weights.inserted": Field(1.0, "salt, figa: weight of inserted tokens"),
+        "weights.kept": Field(1.0, "salt, figa: weight of the better response's other tokens"),
+        "weights.removed": Field(1.0, "salt, figa: weight of removed tokens", at_least=0),
+        "weights.original": Field(0.0, "salt, figa: weight of the original's other tokens"),
         "figa_limit": Field(
-            0.6, "nats: a token taken out that is as unlikely is let alone", at_least=0
+            0.6, "figa: no loss on removed tokens that cost more nats than this", at_least=0
         ),
-        "data.alignment": Field("levenshtein", "what finds the changed tokens", choices=METHODS),
+        "data.alignment": Field(
+            "levenshtein", "algorithm that finds changed tokens", choices=METHODS
+        ),
     },
     "Data": {
-        "train": Field("", f'edits or preferences: {SOURCE}; "" makes the embedded data, for tiny'),
+        "train": Field("", f'edits or preferences: {SOURCE}; "": the embedded data, for tiny'),
         "data.template": Field(
-            "", 'format of a prompt; "": as in launch.generate', choices=("", *TEMPLATES)
+            "", 'prompt template; "": as in launch.generate', choices=("", *TEMPLATES)
         ),
     },
     "Model": {
-        "policy": Field("", f"{MODEL} to start from; also the reference"),
-        "model.size": Field("tiny", "architecture in launch.plan without it", choices=tuple(SIZES)),
+        "policy": Field("", f"initial policy and reference: {MODEL}"),
+        "model.size": Field(
+            "tiny", "architecture in launch.plan if policy is empty", choices=tuple(SIZES)
+        ),
     },
 }
-# What only random weights have.
+# Fields of random weights only.
 _NOT_HERE = ("model.path", "model.tokenizer", "model.vocab_size")
 FIELDS = {
     name: field
@@ -67,7 +71,7 @@ FIELDS = {
 
 
 VARIANTS = {
-    # At 3e-4 DPO leaves the language, at 1e-3 FIGA does.
+    # Outputs degenerate with DPO at 3e-4 and with FIGA at 1e-3.
     "tiny": {"optimizer.learning_rate": 1e-4},
     "cad": {"epochs": 3, "optimizer.learning_rate": 3e-4},
     "smollm2": {"optimizer.learning_rate": 5e-6},

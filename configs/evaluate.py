@@ -1,4 +1,4 @@
-"""One or two models against a reference: what ``launch.evaluate`` needs."""
+"""Fields of ``launch.evaluate``, which compares one or two models with a reference."""
 
 from configs.common import OVERWRITE, READING
 from configs.fields import Field, collect_fields, make_config
@@ -11,10 +11,8 @@ GROUPS = {
             "FILE[,FILE] of one or two models' responses; "
             '"" and no other file: pairs of the embedded world',
         ),
-        "reference": Field(
-            "", "FILE of the responses that they are compared with; with edits: FOLDER"
-        ),
-        "annotations": Field("", "or FILE[,FILE] in alpaca_eval's format, judged already"),
+        "reference": Field("", "FILE of the reference's responses; with edits: FOLDER of a policy"),
+        "annotations": Field("", "alternatively FILE[,FILE] of verdicts in alpaca_eval's format"),
         "difficulty": Field(
             "",
             "FILE.csv of alpaca_eval's instructions (its df_gamed.csv), for the length-controlled "
@@ -22,16 +20,17 @@ GROUPS = {
         ),
         "edits": Field(
             "",
-            "or FILE of edits: how often the policy model=FOLDER prefers what was put in to what "
-            "was taken out, before and after where reference=FOLDER is another policy",
+            "alternatively FILE of edits: how often the policy model=FOLDER prefers inserted to "
+            "removed text; also for a second policy, reference=FOLDER",
         ),
         "fluency_model": Field(
-            "",
-            "FOLDER of an untouched model: mean log-probability a token of the responses under it",
+            "", "FOLDER of a base model: also report its mean log-probability per response token"
         ),
-        "output": Field("", "FILE.json; FILE.annotations.json beside it has every verdict"),
+        "output": Field("", "FILE.json; FILE.annotations.json has every verdict"),
         "overwrite": OVERWRITE,
-        "common": Field(False, "compare the prompts that all have; False refuses others"),
+        "common": Field(
+            False, "compare only prompts that all files have; False: others are errors"
+        ),
     }
 }
 FIELDS = collect_fields(

@@ -1,9 +1,9 @@
-"""Fields of a config: what they default to, one line of help, and the values that they take.
+"""Fields of a config: default value, one line of help, and allowed values.
 
 A config file describes its fields in ``FIELDS``, a dict from dotted names to :class:`Field`, and
-makes its ConfigDict of them. Commands check values and explain fields (``--help``,
+builds its ConfigDict from them. Commands check values and print help (``--help``,
 ``docs/configuration.md``) from these descriptions. ``GROUP.*.FIELD`` is a field of every member of
-an open group, to which people add members of their own (``--config.arms.mine.learner=dpo``).
+an open group; users may add members (``--config.arms.mine.learner=dpo``).
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ KINDS = {
     float: ((int, float), "a number"),
     str: (str, "text"),
 }
-LARGEST = 2**31  # larger whole numbers wrap round somewhere, a seed for one
+LARGEST = 2**31  # larger integers overflow somewhere, such as in a random seed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,12 +31,12 @@ class Field:
     """One field of a config.
 
     Attributes:
-      default: its value where nothing else is said; also fixes its type.
-      help: one line: meaning, unit, what 0 or "" stands for.
-      choices: the only values it may have, any of its type where this is empty.
+      default: default value; also sets the type.
+      help: one line: meaning, unit, meaning of 0 or "".
+      choices: allowed values; empty: every value of the type.
       at_least: lowest value.
       at_most: highest value.
-      first: whether people change it first, so that the first screen of ``--help`` has it.
+      first: whether the first screen of ``--help`` shows it.
       group: title of its group in ``--help``.
     """
 
@@ -49,7 +49,7 @@ class Field:
     group: str = ""
 
     def fault(self, value) -> str:
-        """What is wrong with a value, to stand behind ``name=value: ``; "" where nothing is."""
+        """What is wrong with a value, the text after ``name=value: ``; "" if it is valid."""
         types, kind = KINDS[type(self.default)]
         if not isinstance(value, types) or (isinstance(value, bool) and types is not bool):
             return f"must be {kind}"
@@ -66,7 +66,7 @@ class Field:
         return ""
 
     def values(self) -> str:
-        """The values it takes, "" for any of its type."""
+        """The allowed values as text; "" if every value of the type is allowed."""
         if self.choices:
             return " | ".join(choice or '""' for choice in self.choices)
         if self.at_least is not None and self.at_most is not None:
@@ -81,15 +81,15 @@ def collect_fields(
     first: str = "",
     defaults: Mapping[str, bool | int | float | str] = MappingProxyType({}),
 ) -> dict[str, Field]:
-    """The fields of a config by dotted name.
+    """Merges groups of fields into one dict by dotted name.
 
     Args:
       groups: fields by the title of their group; a later title may add to an earlier one.
-      first: names of those on the first screen of ``--help``, separated by spaces.
-      defaults: what replaces the default of some fields.
+      first: names of the fields on the first screen of ``--help``, separated by spaces.
+      defaults: new defaults by field name.
 
     Raises:
-      ValueError: where ``first`` or ``defaults`` names no field.
+      ValueError: ``first`` or ``defaults`` has an unknown field name.
     """
     fields = {
         name: dataclasses.replace(
@@ -108,7 +108,7 @@ def collect_fields(
 
 
 def make_config(fields: Mapping[str, Field]) -> ConfigDict:
-    """A locked config with the default of every field; open groups have no members."""
+    """Builds a locked config with the default of every field; open groups have no members."""
     nested: dict = {}
     for name, field in fields.items():
         *parents, last = name.split(".*")[0].split(".")
@@ -120,7 +120,7 @@ def make_config(fields: Mapping[str, Field]) -> ConfigDict:
 def add_member(
     config: ConfigDict, fields: Mapping[str, Field], group: str, name: str, **values
 ) -> None:
-    """Adds ``group.name`` to an open group: the defaults of its fields, and ``values``."""
+    """Adds a member ``group.name`` to an open group: field defaults overridden by ``values``."""
     prefix = f"{group}.*."
     with config.unlocked():
         config[group][name] = {
@@ -133,10 +133,10 @@ def add_member(
 def close_groups(
     config: ConfigDict, fields: Mapping[str, Field], names: Iterable[str] = ()
 ) -> dict[str, Field]:
-    """The fields with one for every member of an open group, in the place of ``GROUP.*.FIELD``.
+    """Replaces each ``GROUP.*.FIELD`` by one field per member of the group.
 
     Args:
-      config: gets the fields that its members lack, at their defaults.
+      config: is changed: fields that its members lack are added at their defaults.
       names: dotted names whose members, such as ``mine`` of ``arms.mine.learner``, are added too.
     """
     closed = {name: field for name, field in fields.items() if ".*." not in name}
@@ -154,14 +154,14 @@ def close_groups(
 
 
 def check_values(values: Mapping, fields: Mapping[str, Field]) -> None:
-    """Raises InputError for the first of the ``values`` by dotted name that its field refuses."""
+    """Raises InputError for the first invalid value; ``values`` are by dotted name."""
     for name, field in fields.items():
         if fault := field.fault(values[name]):
             raise InputError(f"{name}={values[name]!r}: {fault}")
 
 
 def check_argument(argument: str, value: str, choices: Iterable[str], part: str = "") -> None:
-    """Raises InputError for the argument of a config, or a part of it, that is no choice."""
+    """Raises InputError if a config's argument, or a part of it, is not one of ``choices``."""
     if value not in choices:
         subject = f"{part} {value!r} " if part else ""
         raise InputError(f"{argument}: {subject}is not one of {', '.join(choices)}")

@@ -1,4 +1,4 @@
-"""The fields of a judge: of ``launch.evaluate`` and ``launch.collect_preferences``."""
+"""Fields of a judge, for ``launch.evaluate`` and ``launch.collect_preferences``."""
 
 from configs.asking import MODEL_FIELDS
 from configs.fields import Field
@@ -7,18 +7,19 @@ JUDGE_FIELDS = {
     "Judge": {
         "judge": Field(
             "llm",
-            "llm, or a Python function MODULE:FUNCTION as fgrlhf_jax.feedback.judges.vader:judge",
+            "llm, or a Python function MODULE:FUNCTION such as "
+            "fgrlhf_jax.feedback.judges.vader:judge",
         ),
-        "seed": Field(0, "of the order in which responses are shown", at_least=0),
-        "limit": Field(0, "pairs; 0: all", at_least=0),
-        "both_orders": Field(False, "ask twice; a draw unless the verdicts agree"),
+        "seed": Field(0, "seed of the order in which responses are shown", at_least=0),
+        "limit": Field(0, "number of pairs; 0: all", at_least=0),
+        "both_orders": Field(False, "judge in both orders; a draw unless the verdicts agree"),
         "template_file": Field(
             "",
-            "FILE of jinja2 with {{ instruction }}, {{ input }}, {{ first }}, {{ second }} and "
-            "{{ reply_form }}, which asks for the verdict; without it the reply must be a label "
-            "and nothing else",
+            "FILE of your own prompt, in jinja2, with {{ instruction }}, {{ input }}, {{ first }}, "
+            "{{ second }} and {{ reply_form }}, the text that asks for the verdict; without "
+            "{{ reply_form }} the reply must consist of a label",
         ),
-        "labels": Field("A,B,tie", "of a verdict: the first, the second, a draw"),
+        "labels": Field("A,B,tie", "labels of a verdict: first better, second better, draw"),
     },
     **MODEL_FIELDS,
 }

@@ -1,4 +1,4 @@
-"""The models that SFT, reward models, DPO and PPO have settings for: ``--config=FILE.py:MODEL``."""
+"""Settings by model for SFT, reward models, DPO and PPO: ``--config=FILE.py:MODEL``."""
 
 from collections.abc import Mapping
 
@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 
 from configs.fields import Field, make_config
 
-# One of models.sizes.SIZES each.
+# Each value is a key of models.sizes.SIZES.
 SIZES = {
     "tiny": "tiny",
     "cad": "small",
@@ -15,16 +15,16 @@ SIZES = {
     "llama_7b_lora": "llama_7b",
     "llama3_2_1b": "llama3_2_1b",
 }
-# A model has the settings of the one it extends, and its own in their place.
+# A model inherits the settings of the model that it extends; its own override them.
 EXTENDS = {"llama_7b_lora": "llama_7b", "llama3_2_1b": "llama_7b_lora"}
-# The settings that every command shares.
+# Settings for every command.
 COMMON = {
     "smollm2": {"model.remat": True},
     "llama_7b": {"model.dtype": "bfloat16", "model.remat": True},
     "llama_7b_lora": {"lora.rank": 16, "lora.base_dtype": "bfloat16"},
 }
 
-# Those that reward models and DPO share, which learn from pairs.
+# Settings for reward models and DPO, which learn from pairs.
 PAIRS = {
     "tiny": {
         "data.max_length": 128,
@@ -35,7 +35,7 @@ PAIRS = {
         "eval_every": 50,
         "save_every": 100,
     },
-    # At 256 tokens three quarters of the film reviews are cut.
+    # A limit of 256 tokens would truncate three quarters of the film reviews.
     "cad": {"data.max_length": 512, "data.max_prompt_length": 128, "eval_every": 25},
     "smollm2": {
         "data.max_length": 384,
@@ -53,13 +53,13 @@ def make_model_config(
     *settings: Mapping[str, Mapping],
     size: str = "model.size",
 ) -> ConfigDict:
-    """A locked config with the defaults of its fields and the settings of a model.
+    """Builds a locked config: the defaults of its fields, overridden by the settings of a model.
 
     Args:
-      fields: of the config, by dotted name.
-      model: one of ``SIZES``.
-      settings: values by dotted name, by model; later ones replace earlier ones.
-      size: the field of the architecture's size.
+      fields: the config's fields by dotted name.
+      model: a key of ``SIZES``.
+      settings: for each model, values by dotted name; later tables override earlier ones.
+      size: name of the field that holds the architecture's size.
     """
     config, lineage = make_config(fields), [model]
     config.update_from_flattened_dict({size: SIZES[model]})

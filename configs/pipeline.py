@@ -1,22 +1,22 @@
-"""The whole method on one command: ``--config=configs/pipeline.py:VARIANT``.
+"""The whole method in one command: ``--config=configs/pipeline.py:VARIANT``.
 
 VARIANT is one of
 
   tiny      the embedded world, one seed: the paper's arms, SFT on the edits, and three rounds of
-            edits with token PPO after them; minutes on two cores
-  study     the same with every learner, and 5 seeds
-  fair      the study in a world that is harder to imitate: an editor who sees and repairs less,
-            facts that nobody gives feedback on, two families in which a mistake goes far
+            edits followed by token PPO; minutes on two cores
+  study     the same with every learner and 5 seeds
+  fair      the study in a world that is harder to imitate: the editor repairs fewer mistakes, some
+            facts get no feedback, and in two task families one mistake spoils the rest
   cad       a small LLaMA from random weights on your file of edits (give --config.files.edits)
   smollm2   adapters on SmolLM2-135M, steered by your file of edits, on a laptop or Colab (give
             files.edits and sft.flags=model.path=FOLDER)
   llama_7b  the paper's experiment (give files.sft, files.edits, files.preferences, files.prompts,
             and sft.flags=model.path=FOLDER)
 
-``sft``, ``rm``, ``imitate`` and ``ppo`` each name the config of a command and, as ``defaults``, the
-flags that differ from it; ``arms.NAME.defaults`` are those of one arm. ``lora`` is of all commands
-that start from a model. ``run_arms`` chooses among the arms of
-configs/arms.py; ``--config.arms.NAME.learner=…`` or a config of yours adds to them.
+``sft``, ``rm``, ``imitate``, ``dpo`` and ``ppo`` each name the config of a command and, in
+``defaults``, flags that override it; ``arms.NAME.defaults`` are flags of one arm. ``lora`` applies
+to all commands that start from a model. ``run_arms`` selects among the arms of configs/arms.py;
+``--config.arms.NAME.learner=…`` or your own config adds arms.
 """
 
 import dataclasses
@@ -30,120 +30,124 @@ from fgrlhf_jax.pipeline.arms import LEARNERS
 from fgrlhf_jax.tiny_world.people import FAIR, Rates
 from fgrlhf_jax.tiny_world.tasks import KINDS_OF_WORLD
 
-_FLAGS = "as NAME=VALUE,NAME=VALUE"
+_FLAGS = "NAME=VALUE,NAME=VALUE"
 _DATA = (
-    "edits | edits_K_of_N, those on a part of the prompts | preferences | a round; several by "
-    "commas"
+    "edits | edits_K_of_N, the edits of part K of the prompts | preferences | a round; separate "
+    "several by commas"
 )
 
 GROUPS = {
     "Run": {
-        "run_dir": Field("runs/pipeline", "FOLDER; the same command goes on"),
-        "title": Field("", "of the report"),
+        "run_dir": Field("runs/pipeline", "FOLDER; the same command resumes it"),
+        "title": Field("", "title of the report"),
         "seed": Field(0, "the first seed", at_least=0),
-        "seeds": Field(1, "number of seeds; all start from one SFT", at_least=1),
+        "seeds": Field(1, "number of seeds; all start from one SFT model", at_least=1),
         "run_arms": Field(
             "sft_edits,ppo_rlhf,fine_grained,fine_grained_token,three_rounds_then_token",
-            "arms to compare; those that they are made from are trained and shown too",
+            "arms to compare; the arms that they depend on are trained and shown too",
         ),
         "workers": Field(
             1,
-            "stages at a time, each on its share of the cores; 1 where they share accelerators",
+            "concurrent stages, each on its share of the cores; 1 if they share accelerators",
             at_least=1,
         ),
         "model": Field("", 'FOLDER | HUB_ID that all arms start from; "": that of launch.sft'),
         "platforms": Field(
             "",
-            "JAX_PLATFORMS of the stages, unless it is set already: cpu for tiny models, whose "
-            'workers would else meet on one accelerator; "": what JAX finds',
+            "JAX_PLATFORMS of the stages, unless already set: cpu for tiny models, whose workers "
+            'would otherwise share one accelerator; "": detected by JAX',
         ),
         "task": Field("", "set by the pipeline itself, for its own stages"),
     },
     "Budget": {
         "budget": Field(
             "",
-            "what every training of an arm or a reward model gets alike: updates of the parameters "
-            '| seconds of them; "": what its config says. The first policy is outside of it',
+            "equal budget of every arm's and reward model's training: parameter updates | seconds "
+            'of updates; "": as in its config. Does not apply to the initial policy',
             choices=("", "updates", "seconds"),
         ),
-        "budget_amount": Field(0.0, "how many", at_least=0),
+        "budget_amount": Field(0.0, "size of the budget", at_least=0),
     },
     "Files": {
-        "embedded": Field(False, "the embedded world, which needs no files"),
+        "embedded": Field(False, "use the embedded world, which needs no files"),
         "files.edits": Field("", "FILE of edits"),
-        "files.edits_validation": Field("", '"" splits a tenth off the edits'),
+        "files.edits_validation": Field("", 'FILE of edits; "": a tenth of files.edits'),
         "files.preferences": Field("", "FILE, for arms that learn from preferences"),
-        "files.sft": Field("", 'FILE of instructions; "" imitates both sides of the edits'),
-        "files.prompts": Field("", 'FILE, for PPO; "" takes those of the edits'),
-        "files.test": Field("", 'FILE of prompts; "" takes half of the held-out edits\''),
+        "files.sft": Field("", 'FILE of instructions; "": both responses of the edits'),
+        "files.prompts": Field("", 'FILE of prompts for PPO; "": those of the edits'),
+        "files.test": Field("", 'FILE of prompts; "": from half of the held-out edits'),
     },
     "Evaluation": {
         "judge": Field("", 'MODULE:FUNCTION that scores responses; "": no win rates'),
         "judge_name": Field("", 'its name in the report; "": that of its function'),
         "fluency_model": Field(
-            "", 'FOLDER of an untouched model that says how likely responses are; "": none'
+            "", 'FOLDER of a base model whose log-probability of responses is reported; "": none'
         ),
         "test_prompts": Field(805, "test prompts, at most", at_least=1),
-        "answer_batch_size": Field(128, "prompts at a time", at_least=1),
-        "table_batch_size": Field(64, "pairs at a time", at_least=1),
+        "answer_batch_size": Field(128, "prompts per batch", at_least=1),
+        "table_batch_size": Field(64, "pairs per batch", at_least=1),
         "heatmaps": Field(3, "responses with coloured tokens in the report", at_least=0),
-        "report_samples": Field(30, "test prompts whose responses it shows", at_least=0),
+        "report_samples": Field(30, "test prompts whose responses the report shows", at_least=0),
     },
-    "Of every command": {
-        "template": Field("alpaca", "format of a prompt", choices=TEMPLATES),
-        "max_prompt_length": Field(192, "tokens of a prompt", at_least=1),
-        "max_new_tokens": Field(300, "tokens of a response", at_least=1),
+    "All commands": {
+        "template": Field("alpaca", "prompt template", choices=TEMPLATES),
+        "max_prompt_length": Field(192, "tokens of a prompt, at most", at_least=1),
+        "max_new_tokens": Field(300, "tokens of a response, at most", at_least=1),
     },
-    "Of one command": {
+    "Single commands": {
         name: field
         for stage in ("sft", "rm", "imitate", "dpo", "ppo")
         for name, field in {
-            f"{stage}.config": Field("", "its config"),
-            f"{stage}.defaults": Field("", f"flags that differ from it, {_FLAGS}"),
-            f"{stage}.flags": Field("", "yours, which win over the defaults"),
+            f"{stage}.config": Field("", "config of the command"),
+            f"{stage}.defaults": Field("", "flags that override the config"),
+            f"{stage}.flags": Field("", f"your flags, {_FLAGS}; they override the defaults"),
         }.items()
     }
-    | {"sft.devices": Field(0, "CPU devices of SFT; 0: what JAX finds", at_least=0)},
+    | {"sft.devices": Field(0, "number of CPU devices for SFT; 0: as JAX detects", at_least=0)},
     "Arms": {
-        "arms.*.learner": Field("", "how it learns", choices=("", *LEARNERS)),
-        "arms.*.start": Field("sft", "the policy it starts from: sft, the first one, or an arm"),
+        "arms.*.learner": Field("", "learning algorithm", choices=("", *LEARNERS)),
+        "arms.*.start": Field("sft", "initial policy: sft, the common one, or an arm"),
         "arms.*.reward": Field(
             "",
-            "of ppo, rloo, grpo, distill: a reward model | A,B,C, an ensemble of them | "
-            "ARM:ARM[:WEIGHT], the log-ratio of two policies | oracle",
+            "for ppo, rloo, grpo, distill: a reward model | A,B,C, an ensemble | ARM:ARM[:WEIGHT], "
+            "the log-ratio of two policies | oracle",
         ),
-        "arms.*.data": Field("edits", f"what it learns from where it has no reward: {_DATA}"),
+        "arms.*.data": Field("edits", f"training data, if it has no reward: {_DATA}"),
         "arms.*.label": Field("", 'its name in the report; "": NAME'),
-        "arms.*.defaults": Field("", f"flags that differ from its command's above, {_FLAGS}"),
-        "arms.*.flags": Field("", "yours, which win; {ARM} is the folder of that arm's policy"),
+        "arms.*.defaults": Field("", f"flags that override those of its command: {_FLAGS}"),
+        "arms.*.flags": Field(
+            "", "your flags, which override the defaults; {ARM}: folder of that arm's policy"
+        ),
     },
     "Reward models": {
         "reward_models.*.loss": Field("", "as in launch.train_rm", choices=("", *LOSSES)),
-        "reward_models.*.data": Field("edits", f"what it learns from: {_DATA}"),
-        "reward_models.*.start": Field("sft", "the policy it starts from: sft or an arm"),
+        "reward_models.*.data": Field("edits", f"training data: {_DATA}"),
+        "reward_models.*.start": Field("sft", "initial policy: sft or an arm"),
         "reward_models.*.label": Field("", 'its name in the report; "": NAME'),
-        "reward_models.*.defaults": Field("", "flags that differ from rm's"),
-        "reward_models.*.flags": Field("", "yours, which win; {ARM} as above"),
+        "reward_models.*.defaults": Field("", "flags that override those of rm"),
+        "reward_models.*.flags": Field(
+            "", "your flags, which override the defaults; {ARM} as for arms"
+        ),
     },
     "Rounds of edits": {
-        "rounds.*.policy": Field("", "the arm whose responses to a part of the prompts are edited"),
-        "rounds.*.part": Field("2_of_2", "that part: K_of_N"),
+        "rounds.*.policy": Field("", "the arm whose responses are edited"),
+        "rounds.*.part": Field("2_of_2", "part of the prompts that it responds to, K_of_N"),
         "rounds.*.greedy": Field(
             False,
-            "two responses a prompt, the second decoded greedily; else one (in the embedded world "
-            "two), at T = 1",
+            "two responses per prompt, the second decoded greedily; False: one (embedded world: "
+            "two) at T = 1",
         ),
     },
     "Embedded world": {
         "world.kind": Field(
             "easy",
-            "fair: two families more, test prompts about facts that no feedback is on, and none of "
-            "the same words in another order; pipeline.py:fair has its editor too",
+            "fair: two more task families; test prompts about facts without feedback, none of them "
+            "a reordered training prompt; pipeline.py:fair also sets its editor",
             choices=KINDS_OF_WORLD,
         )
     }
     | {
-        f"world.{name}": Field(count, "distinct prompts", at_least=1)
+        f"world.{name}": Field(count, "number of distinct prompts", at_least=1)
         for name, count in {
             "sft": 16000,
             "feedback": 6000,
@@ -154,7 +158,7 @@ GROUPS = {
     }
     | {
         f"world.rates.{name}": Field(
-            rate, "how its people write and judge (tiny_world.people.Rates)", at_least=0
+            rate, "rate of simulated people, see tiny_world.people.Rates", at_least=0
         )
         for name, rate in dataclasses.asdict(Rates()).items()
     },
@@ -168,20 +172,20 @@ FIELDS = collect_fields(
 )
 
 
-# A policy that imitates already keeps its greedy accuracy only with small steps near its start.
+# After SFT on edits, a policy keeps its greedy accuracy only with small steps near its start.
 _GENTLE = (
     "gamma=0,optimizer.learning_rate=0.0001,optimizer.schedule=linear,optimizer.warmup_steps=5"
 )
 
 
 def _commands(size: str, **defaults: str) -> dict[str, str]:
-    """The configs of a size for every command, and the flags that differ from them."""
+    """The config of every command for a model size, and flags that override it."""
     files = {"sft": "sft", "rm": "rm", "imitate": "sft", "dpo": "dpo", "ppo": "ppo"}
     configs = {f"{name}.config": f"configs/{file}.py:{size}" for name, file in files.items()}
     return configs | {f"{name}.defaults": flags for name, flags in defaults.items()}
 
 
-_TINY_LENGTHS = "data.max_length=32,data.buckets=2"  # a prompt has at most 10, a response 22
+_TINY_LENGTHS = "data.max_length=32,data.buckets=2"  # at most 10 prompt and 22 response tokens
 _TINY = {
     "embedded": True,
     "title": "Fine-grained supervision on the embedded world",
@@ -203,8 +207,8 @@ _TINY = {
         imitate=f"{_TINY_LENGTHS},steps=400,eval_every=50,optimizer.learning_rate=0.001",
         ppo="eval_every=5",
     ),
-    # Later rounds bring little that is new: learned longer, they cost greedy accuracy. The three
-    # rounds have as many updates as SFT on the edits that goes on.
+    # Later rounds add little new data, so training them longer costs greedy accuracy. The three
+    # rounds have as many updates as sft_edits and sft_longer together.
     "arms.sft_two_rounds.defaults": "steps=200",
     "arms.sft_three_rounds.defaults": "steps=200",
     "arms.sft_longer.defaults": "steps=400",
@@ -218,10 +222,10 @@ _TINY = {
     "arms.edits_then_distill.defaults": f"kl.coef=0.3,{_GENTLE}",
     "arms.edits_then_token.defaults": f"kl.coef=1,{_GENTLE}",
     "arms.three_rounds_then_token.defaults": f"kl.coef=1,{_GENTLE}",
-    # What greedy decoding gets wrong is seldom among samples, so else nobody would correct it.
+    # Mistakes of greedy decoding are rare in samples; without greedy responses none is corrected.
     "rounds.second_round.greedy": True,
     "rounds.third_round.greedy": True,
-    # Gold is in units of its own: a third of a normalised reward model's.
+    # Gold rewards are a third of a normalized reward model's.
     "arms.oracle.defaults": f"missing_eos=none,kl.coef=0.3,{_GENTLE}",
 }
 _STUDY = _TINY | {

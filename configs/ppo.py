@@ -6,10 +6,10 @@ MODEL is one of
   cad       the small LLaMA of sft.py:cad and rm.py:cad (give policy, reward_model and prompts)
   smollm2   SmolLM2-135M (give policy, reward_model and prompts)
   llama_7b  AlpacaFarm's setting for LLaMA-7B on 8 x 80 GB (give policy, reward_model, prompts)
-  llama_7b_lora  the same by adapters, with smaller rollouts, on one device of 80 GB
-  llama3_2_1b    Llama-3.2-1B by adapters on one device of 16 GB
+  llama_7b_lora  the same with adapters and smaller rollouts on one device of 80 GB
+  llama3_2_1b    Llama-3.2-1B with adapters on one device of 16 GB
 
-and LEVEL is token (default) or sequence: what the reward model pays for.
+LEVEL is token (default) or sequence: one reward per token or per response.
 """
 
 from configs import common
@@ -28,119 +28,126 @@ GROUPS = {
         "policy": Field("", f"{common.MODEL} of the policy and its reference"),
         "reward_model": Field("", common.REWARD_MODEL),
         "ensemble_penalty": common.ENSEMBLE_PENALTY,
-        "level": Field("token", "what the reward model rewards", choices=LEVELS),
-        "reward_function": Field("", "MODULE:FUNCTION in place of a reward model"),
+        "level": Field("token", "one reward per token or per sequence", choices=LEVELS),
+        "reward_function": Field("", "MODULE:FUNCTION instead of a reward model"),
         "judge": Field("", "MODULE:FUNCTION that scores validation responses"),
         "critic": Field(
             "separate",
-            "of ppo: a copy of the reward model's backbone | a head on the policy",
+            "of ppo: its own backbone, copied from the reward model | a head on the policy",
             choices=("separate", "shared"),
         ),
         "reward_normalization": Field(
             "samples",
-            "what makes rewards about one unit a response: samples of the policy before PPO | "
-            "what is stored with the reward model | nothing",
+            "statistics that scale rewards to about one unit per response: of samples of the "
+            "initial policy | stored with the reward model | none: raw rewards",
             choices=("samples", "reward_model", "none"),
         ),
         "size": Field("tiny", "architecture in launch.plan without paths", choices=tuple(SIZES)),
     },
     "Data": {
-        "prompts": Field("", "FILE of prompts, as train of SFT; responses are not read"),
-        "validation": Field("", 'the same; "" splits validation_share off prompts'),
-        "validation_share": Field(0.05, "share of the prompts", at_least=0, at_most=1),
-        "validation_prompts": Field(64, "prompts of an evaluation, at most", at_least=1),
+        "prompts": Field("", "FILE of prompts, as train of SFT; responses are ignored"),
+        "validation": Field("", 'the same; "": split validation_share off prompts'),
+        "validation_share": Field(
+            0.05, "share of the prompts for validation", at_least=0, at_most=1
+        ),
+        "validation_prompts": Field(64, "prompts per evaluation, at most", at_least=1),
         "ptx_edits": Field("", "FILE of edits or demonstrations to imitate, as train of SFT"),
         "data.template": Field(
             "",
-            'format of a prompt; "": the reward model\'s, or else as in launch.generate',
+            'prompt template; "": the reward model\'s, else as in launch.generate',
             choices=("", *TEMPLATES),
         ),
-        "data.max_prompt_length": Field(192, "tokens of a prompt", at_least=1),
-        "data.max_new_tokens": Field(300, "tokens of a response", at_least=1),
-        "data.overlong": Field("drop", "what becomes of longer prompts", choices=common.OVERLONG),
+        "data.max_prompt_length": Field(192, "tokens of a prompt, at most", at_least=1),
+        "data.max_new_tokens": Field(300, "tokens of a response, at most", at_least=1),
+        "data.overlong": Field("drop", "truncate or drop longer prompts", choices=common.OVERLONG),
     },
     "Rollouts and updates": {
-        "steps": Field(80, "rollouts, each with its updates", at_least=1),
-        "rollout_batch_size": Field(512, "responses a step, all samples of a prompt", at_least=1),
+        "steps": Field(80, "number of rollouts, each with its updates", at_least=1),
+        "rollout_batch_size": Field(512, "responses per rollout", at_least=1),
         "samples_per_prompt": Field(
             0, "responses to each prompt; 0: 4 for rloo and grpo, else 1", at_least=0
         ),
-        "minibatch_size": Field(256, "of them an update", at_least=1),
+        "minibatch_size": Field(256, "responses per update", at_least=1),
         "micro_batch_size": Field(
             0,
-            "of the longest at a time, more of shorter ones, gradients summed; 0: all",
+            "responses of full width per backward pass, more if shorter; 0: minibatch_size",
             at_least=0,
         ),
         "ppo_epochs": Field(2, "passes over a rollout", at_least=1),
-        "sampling.temperature": Field(1.0, "of sampling", at_least=1e-6),
+        "sampling.temperature": Field(1.0, "sampling temperature", at_least=1e-6),
         "sampling.int8_cache": common.INT8_CACHE,
     },
     "Algorithm": {
         "algorithm": Field(
             "ppo",
-            "against a critic's values | other samples' returns to go | rewards normalized over "
-            "a prompt's samples | towards the reference times exp(reward / kl.coef); only ppo has "
-            "a critic",
+            "advantages from a critic | from other samples' returns | from rewards normalized over "
+            "a prompt's samples | distillation of reference × exp(reward / kl.coef)",
             choices=ALGORITHMS,
         ),
-        # Of rewards that are worth about one unit a response: 0.05 to 0.3 were the best of every
-        # sweep, and 0.03 left the language. AlpacaFarm's 0.0067 is for rewards of another scale.
-        "kl.coef": Field(0.1, "KL penalty, in rewards a nat", at_least=0),
-        "kl.estimator": Field("k1", "k1_clipped: AlpacaFarm's", choices=KL_ESTIMATORS),
-        "kl.in_reward": Field(True, "False: rewards without a KL term, as in the paper"),
-        "kl.target": Field(0.0, "nats a response to adapt kl.coef to; 0: fixed", at_least=0),
-        "kl.horizon": Field(10000.0, "responses in which kl.coef adapts", at_least=1e-6),
-        "kl.limit": Field(0.0, "nats a response at which a run ends; 0: never", at_least=0),
-        "gamma": Field(1.0, "discount of a token", at_least=0),
-        "gae_lambda": Field(1.0, "lambda of the advantages", at_least=0),
-        "clip_ratio": Field(0.2, "the ratio stays in 1 ± this", at_least=1e-6),
-        "value_clip_ratio": Field(
-            0.2, "the value stays within ± this of the rollout's", at_least=1e-6
+        # For rewards of about one unit per response: 0.05 to 0.3 were best in every sweep; with
+        # 0.03 outputs degenerated. AlpacaFarm's 0.0067 is for rewards of another scale.
+        "kl.coef": Field(0.1, "weight of the KL penalty, in rewards per nat", at_least=0),
+        "kl.estimator": Field(
+            "k1", "KL estimator; k1_clipped: AlpacaFarm's", choices=KL_ESTIMATORS
         ),
+        "kl.in_reward": Field(True, "False: rewards without a KL term, as in the paper"),
+        "kl.target": Field(
+            0.0, "adapt kl.coef to this KL in nats per response; 0: fixed", at_least=0
+        ),
+        "kl.horizon": Field(10000.0, "responses over which kl.coef adapts", at_least=1e-6),
+        "kl.limit": Field(0.0, "stop at this KL in nats per response; 0: no limit", at_least=0),
+        "gamma": Field(1.0, "discount per token", at_least=0),
+        "gae_lambda": Field(1.0, "lambda of GAE", at_least=0),
+        "clip_ratio": Field(0.2, "clip the policy ratio to 1 ± this", at_least=1e-6),
+        "value_clip_ratio": Field(0.2, "clip values to ± this around the rollout's", at_least=1e-6),
         "value_coef": Field(
-            0.1, "weight of the value loss in gradients of states that both share", at_least=0
+            0.1, "critic=shared: weight of the value loss in the backbone's gradient", at_least=0
         ),
         "ptx_weight": Field(
             0.0,
-            "weight of the cross-entropy of ptx_edits (PPO-ptx), minibatch_size of them an update",
+            "weight of the cross-entropy of minibatch_size rows of ptx_edits per update (PPO-ptx)",
             at_least=0,
         ),
         "whiten_rewards": Field(
-            False, "unit variance of a token's, mean kept, as AlpacaFarm does; not if normalized"
+            False,
+            "scale token rewards to unit variance, keep their mean, as AlpacaFarm does; use only "
+            "with reward_normalization=none",
         ),
-        "whiten_advantages": Field(True, "mean 0 and variance 1 in a rollout"),
+        "whiten_advantages": Field(True, "mean 0 and variance 1 over a rollout"),
         "missing_eos": Field(
             "none",
-            "what becomes of rewards where no EOS came: kept | replaced by the penalty | added to",
+            "rewards of responses without EOS: unchanged | replaced by the penalty | penalty added",
             choices=MISSING_EOS,
         ),
-        "missing_eos_penalty": Field(-1.0, "a reward, usually negative"),
+        "missing_eos_penalty": Field(-1.0, "reward, usually negative"),
     },
     "Adapters (LoRA)": {
         "lora.share_base": Field(
-            True, "an adapter as reward model is on the policy's base; False: it is held whole"
+            True, "a reward model that is an adapter shares the policy's base; False: its own copy"
         )
     },
     "Optimizer (AdamW)": {
-        "optimizer.critic_learning_rate": Field(0.0, "of the critic; 0: learning_rate", at_least=0),
-        "optimizer.warmup_steps": Field(5, "steps of warm-up", at_least=0),
+        "optimizer.critic_learning_rate": Field(
+            0.0, "learning rate of the critic; 0: learning_rate", at_least=0
+        ),
+        "optimizer.warmup_steps": Field(5, "warm-up in steps", at_least=0),
     },
     "Evaluation and checkpoints": {
         "best_metric": Field(
             "last",
-            "which policy is exported: the last one, or that with the judge's best score, or "
-            "without a judge the best reward, missing_eos counted",
+            "export the last policy, or the policy with the best score of the judge (without a "
+            "judge: the best reward, missing_eos included)",
             choices=("last", "score"),
         ),
-        "logged_samples": Field(4, "responses in samples.jsonl at an evaluation", at_least=0),
+        "logged_samples": Field(4, "responses per evaluation in samples.jsonl", at_least=0),
     },
     "Devices and precision": {
         "generation_mesh": Field(
-            "", 'of the same devices while they decode, such as 1,1,-1; "": the mesh'
+            "", 'mesh of the same devices for decoding, such as 1,1,-1; "": mesh'
         ),
         "inference_dtype": Field(
             "float32",
-            "bfloat16: reference and reward model are stored in the dtypes they are computed with",
+            "bfloat16: store reference and reward model in the dtypes of their computation",
             choices=common.DTYPES,
         ),
     },
@@ -188,7 +195,7 @@ VARIANTS = {
         "rollout_batch_size": 32,
         "minibatch_size": 16,
         "steps": 60,
-        "kl.coef": 0.3,  # 0.1 leaves the language: 29 nats a response after 60 steps
+        "kl.coef": 0.3,  # at 0.1 outputs degenerate: 29 nats per response after 60 steps
         "gae_lambda": 0.95,
         "optimizer.learning_rate": 2e-4,
         "optimizer.critic_learning_rate": 1e-3,
@@ -212,15 +219,15 @@ VARIANTS = {
         "inference_dtype": "bfloat16",
         "micro_batch_size": 32,
         "kl.estimator": "k1_clipped",
-        # Not AlpacaFarm's whiten_rewards: of one unit a *token* the returns of 300 have a std of
-        # 10.7, which a value that moves by value_clip_ratio=0.2 a rollout never reaches.
+        # Not AlpacaFarm's whiten_rewards: with one unit per *token*, the returns of 300 tokens have
+        # std 10.7, which values that move by value_clip_ratio=0.2 per rollout never reach.
         "steps": 390,  # 10 epochs over 20k prompts
     },
     "llama_7b_lora": {
         "rollout_batch_size": 128,
         "minibatch_size": 64,
         "micro_batch_size": 16,
-        "generation_mesh": "1,1,-1",  # each device decodes with its part of the merged weights
+        "generation_mesh": "1,1,-1",  # each device decodes with its shard of the merged weights
         "optimizer.learning_rate": 1e-4,
         "steps": 1560,  # 10 epochs over 20k prompts
     },

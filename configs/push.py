@@ -1,4 +1,4 @@
-"""Putting a model or a file of feedback on the Hugging Face hub: what ``launch.push`` needs."""
+"""Fields of ``launch.push``, which uploads a model or feedback to the Hugging Face hub."""
 
 from configs.common import READING
 from configs.fields import Field, collect_fields, make_config
@@ -6,13 +6,13 @@ from configs.fields import Field, collect_fields, make_config
 GROUPS = {
     "": {
         "path": Field("", "run_dir or export of a model, or FILE.jsonl|.json|.parquet of rows"),
-        "repo": Field("", "ORG/NAME on the hub; made where it is missing"),
-        "private": Field(True, "whether only you may read it; False publishes it"),
+        "repo": Field("", "ORG/NAME on the hub; created if missing"),
+        "private": Field(True, "only you may read it; False: public"),
         "license": Field(
-            "", "as the hub calls it, such as apache-2.0 or cc-by-4.0; other: see the card"
+            "", "the hub's license id, such as apache-2.0 or cc-by-4.0; other: see the card"
         ),
-        "made": Field("", "of rows: how they came about, a sentence or more for their card"),
-        "revision": Field("", 'branch, made where it is missing; "": main'),
+        "made": Field("", "rows only: how they were collected, for the data-set card"),
+        "revision": Field("", 'branch, created if missing; "": main'),
     }
 }
 FIELDS = collect_fields(GROUPS, READING, first="path repo private license made revision")

@@ -2,14 +2,14 @@
 
 MODEL is one of
 
-  tiny      random weights on data it makes itself; under two minutes on two cores
+  tiny      random weights on the embedded data; under two minutes on two cores
   cad       a small LLaMA from random weights, with a tokenizer trained on your file of edits
   smollm2   full fine-tuning of SmolLM2-135M (give --config.model.path)
   llama_7b  AlpacaFarm's setting for LLaMA-7B on 8 x 80 GB (give --config.model.path)
-  llama_7b_lora  the same by adapters on one device of 80 GB
-  llama3_2_1b    Llama-3.2-1B by adapters on one device of 16 GB
+  llama_7b_lora  the same with adapters on one device of 80 GB
+  llama3_2_1b    Llama-3.2-1B with adapters on one device of 16 GB
 
-and LOSS is token_edit (default), token_full, tlcr or sequence.
+LOSS is token_edit (default), token_full, tlcr or sequence.
 """
 
 from configs.base import SUPERVISED, SUPERVISED_FIRST
@@ -23,37 +23,40 @@ GROUPS = {
     "Reward model": {
         "loss": Field(
             "token_edit",
-            "rewards of changed tokens | of every token | the confidence that a token was put in, "
-            "not taken out | one score a response",
+            "pairwise loss on rewards of changed tokens | of all tokens | classification of "
+            "tokens as inserted or removed | pairwise loss on one score per response",
             choices=LOSSES,
         ),
         "center_weight": Field(
             CENTER_WEIGHT,
-            "pulls rewards of unchanged tokens to 0; 0 is the paper's Equation 4",
+            "weight of the penalty on rewards of unchanged tokens; 0: the paper's Equation 4",
             at_least=0,
         ),
         "center_scale": Field(
             "score",
-            "what is pulled: r / T, as Equation 4 adds it up | r, at 0.3 the default of old",
+            "value penalized: r / T, a token's share of the score | r, an earlier default (with "
+            "center_weight=0.3)",
             choices=SCALES,
         ),
         "consistency_weight": Field(
-            0.0, "pulls rewards of the same token on both sides together", at_least=0
+            0.0,
+            "weight of the penalty on reward differences of matched unchanged tokens",
+            at_least=0,
         ),
         "model.head": Field(
             "after",
-            "reward read from the state at a token | also of it in the state before | of that "
-            "alone, so that every next token has a price",
+            "reward from the state after a token | from that state and from the state before it | "
+            "from the state before only, which gives every possible next token a reward",
             choices=HEADS,
         ),
         "model.head_init": Field(
-            "normal",
-            "AlpacaFarm's N(0, 1/sqrt(D + 1)), or no noise to unlearn",
-            choices=("normal", "zero"),
+            "normal", "AlpacaFarm's N(0, 1/sqrt(D + 1)) | zeros", choices=("normal", "zero")
         ),
-        "data.alignment": Field("levenshtein", "what finds the changed tokens", choices=METHODS),
+        "data.alignment": Field(
+            "levenshtein", "algorithm that finds changed tokens", choices=METHODS
+        ),
         "normalization_pairs": Field(
-            512, "validation pairs, at most, that set the scale of the rewards", at_least=1
+            512, "validation pairs for the rewards' normalization, at most", at_least=1
         ),
     },
     "Data": {"test": Field("", "rows of the final table; as train")},
@@ -71,7 +74,7 @@ VARIANTS = {
         "model.head_init": "zero",
         "optimizer.learning_rate": 1e-4,
     },
-    "llama_7b": {},  # the defaults are its
+    "llama_7b": {},  # uses the defaults
     "llama_7b_lora": {"micro_batch_size": 8, "optimizer.learning_rate": 1e-4},
     "llama3_2_1b": {"micro_batch_size": 4},
 }
@@ -84,7 +87,7 @@ def get_config(argument: str = "tiny,token_edit"):
     check_argument(f"rm.py:{argument}", loss, LOSSES, "loss")
     config = make_model_config(FIELDS, model, PAIRS, VARIANTS)
     config.loss = loss
-    if loss in ("sequence", "tlcr"):  # which has a class of its own for unchanged tokens
+    if loss in ("sequence", "tlcr"):  # tlcr has its own class for unchanged tokens
         config.center_weight = 0.0
     config.run_dir = f"runs/rm_{model}_{loss}"
     return config

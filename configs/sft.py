@@ -6,8 +6,8 @@ MODEL is one of
   cad       a small LLaMA from random weights, with a tokenizer trained on your file
   smollm2   SmolLM2-135M, all weights (give --config.model.path)
   llama_7b  AlpacaFarm's setting for LLaMA-7B on 8 x 80 GB (give --config.model.path)
-  llama_7b_lora  the same by adapters on one device of 80 GB
-  llama3_2_1b    Llama-3.2-1B by adapters on one device of 16 GB
+  llama_7b_lora  the same with adapters on one device of 80 GB
+  llama3_2_1b    Llama-3.2-1B with adapters on one device of 16 GB
 """
 
 from configs.base import SUPERVISED, SUPERVISED_FIRST

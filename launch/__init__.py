@@ -2,7 +2,7 @@
 
 import sys
 
-if sys.argv[:1] == ["-m"]:  # of `python -m launch.NAME`, whose imports take seconds
+if sys.argv[:1] == ["-m"]:  # `python -m launch.NAME`: before its imports, which take seconds
     from launch.shared import process
 
     process.begin()

@@ -1,4 +1,4 @@
-"""``fgrlhf COMMAND [flags]`` is ``python -m launch.COMMAND [flags]``; alone it lists commands."""
+"""``fgrlhf COMMAND [flags]`` runs ``python -m launch.COMMAND``; ``fgrlhf`` lists the commands."""
 
 import ast
 import difflib
@@ -10,14 +10,14 @@ from launch.shared import process
 
 
 def list_commands() -> dict[str, str]:
-    """The first sentence on each command, by its name; imports none of them."""
+    """The first docstring line of each command, by name; imports no command."""
     files = sorted(Path(__file__).parent.glob("[!_]*.py"))
     documentation = {file.stem: ast.get_docstring(ast.parse(file.read_bytes())) for file in files}
     return {name: text.partition("\n")[0] for name, text in documentation.items()}
 
 
 def main() -> None:
-    """Run the command that the first argument names; exit status 2 where there is no such one."""
+    """Runs the command that the first argument names; exit status 2 if there is none."""
     process.begin()
     commands, (program, *arguments) = list_commands(), sys.argv
     if not arguments or arguments[0] in ("-h", "--help"):

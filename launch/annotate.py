@@ -1,14 +1,14 @@
-r"""People edit responses in a browser, minimally; their edits are what launch.train_rm learns from.
+r"""Serve a page where people edit responses minimally; launch.train_rm learns from the edits.
 
 python -m launch.annotate --config.input=FILE --config.output=FILE.jsonl [--config.port=7860]
                           [--config.overlap=1] [--config.FIELD=VALUE ...]
 python -m launch.annotate --config.input=FILE [--config.output=FILE.jsonl] \
                           --config.export=FILE.json --config.format=argilla|label_studio|edits
 
-FILE holds instructions with their output, edits to go over again, or what Argilla or Label Studio
-exported, answers included. Every decision is on the disk before the next row shows, and the same
-command goes on where it stopped. Set FGRLHF_ANNOTATE_PASSWORD to have the page ask for a password.
-With no flag at all, responses of the embedded world are edited, to try it.
+FILE holds instructions with their output, edits to review, or an export of Argilla or Label Studio,
+answers included. Every decision is on disk before the next row is shown; the same command resumes.
+If FGRLHF_ANNOTATE_PASSWORD is set, the page asks for that password. Without flags, the page shows
+responses of the embedded world.
 """
 
 import importlib.util
@@ -58,7 +58,7 @@ def main(config) -> None:
 
 
 def describe_address(host: str, port: int, root_path: str) -> str:
-    """Where people reach the page: the proxy's address, or this machine's."""
+    """The address of the page as text: the proxy's, or this machine's."""
     name = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
     here = f"http://{name}:{port}"
     if root_path:
@@ -69,7 +69,7 @@ def describe_address(host: str, port: int, root_path: str) -> str:
 
 
 def export(config, output: str) -> None:
-    """Writes what was annotated, or what the input holds, in the form of another tool."""
+    """Writes the annotations, or without an output the input, in another tool's format."""
     path = check_export(config, output)
     items, decisions = read_items(config)
     if output:
@@ -93,7 +93,7 @@ def open_annotations(
 
 
 def read_items(config) -> tuple[list[Item], list[Decision]]:
-    """What is annotated, and decisions of another tool."""
+    """Reads the items to annotate, and another tool's decisions on them."""
     if not config.input:
         rows = make_instructions(20, "feedback", 0)
         return [Item(str(n), row.instruction, "", row.output) for n, row in enumerate(rows, 1)], []
@@ -122,7 +122,7 @@ def check_server(config) -> None:
 
 
 def check_export(config, output: str) -> Path:
-    """The file to export to; raises InputError where it cannot be, or nothing was annotated."""
+    """The export's path; raises InputError if it is invalid or there are no annotations."""
     suffix = ".jsonl" if config.format == "edits" else ".json"
     database, log = database_path(output), old_log.path_of(Path(output).resolve())
     files = [output, str(database), str(log)] if output else []
@@ -164,7 +164,7 @@ def is_too_long(item: Item) -> bool:
 
 
 def summarize(store: Annotations) -> str:
-    """The counts, what is not done and why, and the agreement of annotators."""
+    """Counts of decisions, the rows that are not done and why, and annotator agreement."""
     progress = store.progress("")
     counts = (
         f"{store.output}: {progress['edited']} edited, {progress['fine']} fine, "

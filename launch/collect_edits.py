@@ -1,14 +1,14 @@
-r"""A language model edits responses minimally; its edits are what launch.train_rm learns from.
+r"""Ask a language model to edit responses minimally; launch.train_rm learns from the edits.
 
 python -m launch.collect_edits --config.input=FILE --config.output=FILE.jsonl \
     --config.provider=anthropic|openai|local --config.model=NAME [--config.base_url=URL] [--dry-run]
 
 FILE holds responses, outputs for alpaca_eval, preferences (the worse response is edited), edits or
-conversations (the last turn is edited); without it, some responses of the embedded world are
-edited. --dry-run shows three filled prompts and about what it would take, and asks nothing. Keys
-come from the environment: ANTHROPIC_API_KEY, OPENAI_API_KEY. What is no usable edit goes to
-FILE.rejected.jsonl with the reason and the whole reply. However a run ends, the same command goes
-on: no reply that arrived is lost or asked for again. A run without a usable edit fails.
+conversations (the last turn is edited); without it, responses of the embedded world are edited.
+--dry-run shows three prompts and an estimate of the tokens, and sends nothing. Keys come from the
+environment: ANTHROPIC_API_KEY, OPENAI_API_KEY. Unusable replies go to FILE.rejected.jsonl with the
+reason. However a run ends, the same command resumes it: no reply that arrived is lost or requested
+again. A run without a usable edit fails.
 """
 
 import contextlib
@@ -35,12 +35,12 @@ from launch.shared import asking, cli, reading
 CONFIG = "configs/collect_edits.py"
 EMBEDDED_ROWS = 20
 NO_RESPONSE, TOO_LONG = "no response", "too long"
-ROWS_NAMED = 5  # of those that are too long
-EXAMPLE_LENGTH = 120  # characters of a reply that is shown
+ROWS_NAMED = 5  # numbers of too long rows in the message
+EXAMPLE_LENGTH = 120  # characters of an example reply
 
 
 class Question(NamedTuple):
-    """A task, its request and the form of its reply, or why nothing is asked."""
+    """A task, its request and the tag of its reply, or in ``unasked`` why none is sent."""
 
     task: edit_requests.EditTask
     request: Request
@@ -82,9 +82,9 @@ def main(config) -> None:
 
 
 def build_questions(config, template: PromptTemplate) -> list[Question]:
-    """What is asked about every row; names the rows that no reply could hold.
+    """Builds the request of every row; prints the rows that are too long for a reply.
 
-    Raises InputError where nothing can be asked.
+    Raises InputError if no request can be sent.
     """
     as_json, questions = asking.reply_format(config) == "json_schema", []
     for task in read_tasks(config):
@@ -120,7 +120,7 @@ def build_questions(config, template: PromptTemplate) -> list[Question]:
 
 
 def read_tasks(config) -> list[edit_requests.EditTask]:
-    """The responses to edit."""
+    """Reads the responses to edit."""
     if config.input:
         rows = reading.read_with_rows(config, config.input)
     else:
@@ -131,7 +131,7 @@ def read_tasks(config) -> list[edit_requests.EditTask]:
 def row_key(request_key: str, task: edit_requests.EditTask, max_change_ratio: float) -> str:
     """The hash of everything that determines a row of the output.
 
-    Whether a response ended counts where it did not: the keys of earlier versions hold.
+    ``finished`` enters the hash only if False, so that keys of earlier versions stay valid.
     """
     parts = json.dumps([request_key, task[:-1] if task.finished else task, max_change_ratio])
     return hashlib.sha256(parts.encode()).hexdigest()
@@ -140,7 +140,7 @@ def row_key(request_key: str, task: edit_requests.EditTask, max_change_ratio: fl
 def make_row(
     config, question: Question, reply: Reply | Rejected, template_text: str
 ) -> tuple[dict, bool]:
-    """(an edit, True), or (the reply and why it is none, False)."""
+    """Returns (the edit, True), or (the unusable reply and the reason, False)."""
     task = question.task
     row: dict = {"id": task.id}
     if task.messages:
@@ -164,9 +164,9 @@ def make_row(
 
 
 def print_summary(output: Path, edits: int, rejected: int) -> None:
-    """What is in the files now, and the commands that use it.
+    """Prints counts of the output's rows, and the commands that use them.
 
-    Raises InputError where every row was set aside.
+    Raises InputError if every row was rejected.
     """
     aside = ""
     if rejected:

@@ -1,13 +1,13 @@
-r"""A judge says which of two responses is better: preferences for launch.train_rm.
+r"""Label pairs of responses with a judge; launch.train_rm learns from the preferences.
 
 python -m launch.collect_preferences --config.input=FILE --config.output=FILE.jsonl \
     --config.judge=llm --config.provider=anthropic|openai|local --config.model=NAME [--dry-run]
 python -m launch.collect_preferences … --config.judge=MODULE:FUNCTION
 
-FILE holds two responses a row (output_1 and output_2; a label is ignored) or several rows a
-prompt, as launch.generate writes them with samples=2. label_noise flips a share of the labels, as
-AlpacaFarm's simulated annotators do. However a run ends, the same command goes on: no reply that
-arrived is lost or requested again. With no flag it labels pairs of the embedded world.
+FILE holds two responses per row (output_1 and output_2; labels are ignored) or several rows per
+prompt, as launch.generate writes with samples=2. label_noise flips a share of the labels, as
+AlpacaFarm's simulated annotators do. However a run ends, the same command resumes it: no reply that
+arrived is lost or requested again. Without flags, it labels pairs of the embedded world.
 """
 
 from collections import Counter
@@ -53,7 +53,7 @@ def main(config) -> None:
 
 
 def read(config) -> tuple[list[Comparison], Counter]:
-    """The pairs, and how many rows were left out and why."""
+    """Reads the pairs; also returns counts of left-out rows by reason."""
     if config.input:
         rows = reading.read_with_rows(config, config.input, "candidates")
         return pairs.pair_responses(pairs.Responses(config.input, rows))
@@ -63,7 +63,7 @@ def read(config) -> tuple[list[Comparison], Counter]:
 
 
 def report(config, judged: list[Comparison], labels: int, counts: Counter, left_out: Counter):
-    """Prints what became of the rows, and which side is preferred."""
+    """Prints counts of labels, draws and left-out rows, and which side is preferred."""
     for reason, count in left_out.items():
         if count:
             print(f"left out: {count} {reason}")

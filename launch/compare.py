@@ -1,16 +1,15 @@
-"""Which learner for your edits? Every learner on one file, from one model, on one budget.
+"""Compare learners on your edits: each starts from the same model and has the same budget.
 
 python -m launch.compare --config.edits=FILE --config.model=FOLDER --config.run_dir=DIR
                          [--config=configs/compare.py:tiny|cad|smollm2|llama_7b]
                          [--config.budget=updates|seconds] [--config.budget_amount=N]
                          [--config.judge=MODULE:FUNCTION] [--config.FIELD=VALUE …]
 
-SFT on the edits, DPO and dense DPO, PPO with token rewards, and SFT followed by PPO, each from the
-model as it is. A tenth of the prompts is held out; half of these judge. Without a judge it is
-correction accuracy on the held-out edits that does. With no edits it is done on the embedded world,
-where all arms start from a policy that is trained first, in full: the budget is that of the arms.
-The same command goes on where it stopped. DIR/report.html says which arm to take and why;
-DIR/report.json has it as "recommendation".
+The arms: SFT on the edits, DPO, dense DPO, PPO with token rewards, SFT followed by PPO. A tenth of
+the prompts is held out, half of it for the test. Without a judge, arms are ranked by correction
+accuracy on the held-out edits. Without edits, it compares on the embedded world, where all arms
+start from a policy that is trained first; the budget does not include that training. The same
+command resumes. DIR/report.html recommends an arm; DIR/report.json has it as "recommendation".
 """
 
 from collections.abc import Sequence
@@ -29,17 +28,17 @@ from launch import pipeline
 from launch.shared import cli
 
 CONFIG = "configs/compare.py:tiny"
-LOOKED_AT = 500  # edits, spread over the file
-FEW = 30  # test prompts
+LOOKED_AT = 500  # edits that are tokenized for the lengths, spread over the file
+FEW = 30  # fewer test prompts cause a warning
 
 
 def check(config: ConfigDict) -> None:
-    """Raises InputError where edits or the model are missing."""
+    """Raises InputError if only one of edits and model is given."""
     if bool(config.edits) != bool(config.model):
         missing = "model" if config.edits else "edits"
         raise InputError(
-            f"{missing} is empty; give --config.edits=FILE and --config.model=FOLDER, or neither: "
-            "then everything is of the embedded world"
+            f"{missing} is empty; give --config.edits=FILE and --config.model=FOLDER, or neither "
+            "to use the embedded world"
         )
     if not config.edits and config.imitate.config != "configs/sft.py:tiny":
         raise InputError("edits is empty; give --config.edits=FILE (only tiny has its own)")
@@ -48,9 +47,9 @@ def check(config: ConfigDict) -> None:
 def describe(
     config: ConfigDict, edits: Sequence[Edit], tokenizer: Tokenizer, template: str
 ) -> list[str]:
-    """Lines to read before hours of training: what is cut, and how few prompts judge.
+    """Lines to print before training: lengths, shares of truncated rows, too few test prompts.
 
-    Raises InputError where the template alone is longer than a prompt may be.
+    Raises InputError if the template alone exceeds ``max_prompt_length``.
     """
     try:
         encode_prompt(tokenizer, template, edits[0], config.max_prompt_length)

@@ -1,14 +1,14 @@
-r"""Shows what is in files of records, or converts them to another kind.
+r"""Show statistics and rows of data files, or convert them to another kind.
 
 python -m launch.data --config.input=FILE|ID[,…] [--config.samples=3] [--config.tokenizer=FOLDER]
                       [--config.output=FILE.json]
 python -m launch.data --config.input=FILE|ID[,…] --config.output=FILE.jsonl \
     --config.to=edits|preferences|instructions|prompts|trl|messages|alpaca_farm|alpaca_eval
 
-The first shows rows of each kind, prompts, lengths, repetitions, prompts that files share, and some
-rows in full; the second converts. A file that exists is written over with --config.overwrite only.
-An ID is ORG/NAME[:CONFIG[:SPLIT]] of a dataset, tatsu-lab/alpaca_farm:alpaca_instructions:sft for
-one. With no flag it shows the embedded world.
+The first form prints counts of rows by kind, prompts, lengths, duplicates, prompts that files
+share, and some rows in full; the second converts. Only --config.overwrite overwrites a file. An ID
+is ORG/NAME[:CONFIG[:SPLIT]] of a dataset, such as tatsu-lab/alpaca_farm:alpaca_instructions:sft.
+Without flags, it shows the embedded world.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ def main(config) -> None:
 
 
 def show(config) -> None:
-    """Prints the statistics of every file, and samples."""
+    """Prints statistics and sample rows of every file."""
     if config.output.endswith(".jsonl"):
         raise InputError(f"output={config.output}: say which rows, --config.to=…, or give a .json")
     output = cli.check_output(config, (".json",), [config.input])
@@ -58,7 +58,7 @@ def show(config) -> None:
 
 
 def convert(config) -> None:
-    """Writes the rows of all files as one kind."""
+    """Converts the rows of all files to one kind and writes them."""
     for name, example in (("input", "FILE"), ("output", "FILE.jsonl")):
         if not config[name]:
             raise InputError(f"to={config.to}: {name} is empty; give --config.{name}={example}")
@@ -77,7 +77,7 @@ def convert(config) -> None:
 
 
 def read(config) -> dict[str, list[RecordAndRow]]:
-    """Records with their rows by file."""
+    """Records with their rows, by file."""
     return {
         source: reading.read_with_rows(config, source, "prompts")[: config.limit or None]
         for source in split_sources(config.input)
@@ -85,7 +85,7 @@ def read(config) -> dict[str, list[RecordAndRow]]:
 
 
 def embedded(seed: int) -> dict:
-    """The data of the embedded world by the names of its sets."""
+    """Records of the embedded world with their rows, by set."""
     edits, preferences = make_feedback(EMBEDDED_ROWS, seed)
     sets = {name: make_instructions(EMBEDDED_ROWS, name, seed) for name in ("sft", "ppo")}
     sets |= {"edits": edits, "preferences": preferences}

@@ -4,10 +4,9 @@ python -m launch.dpo --config=configs/dpo.py:MODEL[,dpo|ddpo|salt|figa] --config
                      --config.train=FILE [--config.FIELD=VALUE …]
 
 MODEL is tiny, cad, smollm2, llama_7b, llama_7b_lora or llama3_2_1b.
-With no flag at all it trains tiny,dpo on the embedded world, after the policy that it starts from.
-The same command on the same run_dir goes on where it stopped. It writes config.json, metrics.jsonl,
-checkpoints/, export/ (a Hugging Face folder with its tokenizer), eval.json and finished.json to
-run_dir.
+Without flags, it trains a policy by SFT on the embedded world and then tiny,dpo. The same command
+on the same run_dir resumes. It writes config.json, metrics.jsonl, checkpoints/, export/ (a Hugging
+Face folder with its tokenizer), eval.json and finished.json to run_dir.
 """
 
 from fgrlhf_jax.errors import InputError
@@ -19,7 +18,7 @@ CONFIG = "configs/dpo.py:tiny,dpo"
 
 
 def check(config) -> None:
-    """Raises InputError for a value that no data or model could make right."""
+    """Raises InputError for values that are invalid for every data set and model."""
     cli.check_run(config)
     if config.train and not config.policy:
         raise InputError("policy is empty; give --config.policy=FOLDER|HUB_ID, as of launch.sft")

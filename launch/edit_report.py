@@ -1,10 +1,10 @@
-r"""How minimal the edits of a file are: kinds, change ratios, lengths, by annotator, and examples.
+r"""Report how minimal edits are: categories, change ratios, lengths, annotators, examples.
 
 python -m launch.edit_report --config.input=FILE.jsonl [--config.output=FILE.html|FILE.json]
                              [--config.tokenizer=FOLDER] [--config.FIELD=VALUE …]
 
-Prints a table. FILE.html is one page with the changes coloured; FILE.json has all figures, and
-those of every row. With no flag it shows edits of the embedded world.
+Prints a table. FILE.html is a page with coloured changes; FILE.json has the statistics of the file
+and of every row. Without flags, it reports on edits of the embedded world.
 """
 
 import sys
@@ -55,9 +55,9 @@ def main(config) -> None:
 
 
 def read_edits(config) -> tuple[list[records.Edit], list[str]]:
-    """The edits of files and the annotator of each, "" where the row has none.
+    """Reads the edits of files and the annotator of each, "" if the row names none.
 
-    Raises InputError for a row that is no edit, and, unless invalid=drop, for one that is too long.
+    Raises InputError for a row that is not an edit and, unless invalid=drop, for a too long row.
     """
     edits, annotators = [], []
     for n, (row, fields) in enumerate(reading.read_with_rows(config, config.input, "pairs"), 1):
@@ -66,7 +66,7 @@ def read_edits(config) -> tuple[list[records.Edit], list[str]]:
             if {"chosen", "rejected"} <= fields.keys():
                 remedy = "set --config.columns=original=rejected,edited=chosen"
             raise InputError(
-                f"{config.input}: row {n} is no edit (instruction, original, edited); {remedy}"
+                f"{config.input}: row {n} is not an edit (instruction, original, edited); {remedy}"
             )
         length = max(len(row.original), len(row.edited))
         if length > LONGEST:

@@ -16,23 +16,23 @@ from launch.__main__ import list_commands
 HEAD = """\
 # Configuration
 
-A command takes `--config=FILE.py[:ARGUMENT]` and any number of `--config.FIELD=VALUE`, as in
+A command takes `--config=FILE.py[:ARGUMENT]` and any number of `--config.FIELD=VALUE`, such as
 `python -m launch.sft --config=configs/sft.py:smollm2 --config.optimizer.learning_rate=1e-4`.
-FILE.py is one of ours or of yours, whose `get_config` returns a ConfigDict with the same fields:
-`config = sft.get_config("smollm2")`, some assignments, `return config`. `--help` shows the fields
-that are changed first with their present values, `--help=all` every one. A value out of bounds, a
-misspelt field and the config of another command are refused before anything is read.
+FILE.py is a file below, or your own file whose `get_config` returns a ConfigDict with the same
+fields: `config = sft.get_config("smollm2")`, assignments, `return config`. `--help` shows the most
+used fields with their current values, `--help=all` shows every field. Commands reject values out
+of bounds, misspelt fields and the config of another command before they read any file.
 
 This page is generated: `python -m launch.shared.explain > docs/configuration.md`.
 """
 
 
 def help_text(doc: str, values: Mapping, fields: Mapping[str, Field], everything: bool) -> str:
-    """What ``--help`` prints: the fields in groups, with their values and explanations.
+    """The text of ``--help``: the fields in groups, with current values and explanations.
 
     Args:
-      values: by dotted name.
-      everything: whether all fields are shown, or the few that people change first.
+      values: current values by dotted name.
+      everything: show all fields, not only those with ``Field.first``.
     """
     width = min(max(shutil.get_terminal_size((100, 0)).columns, 72), 120)
     groups: dict[str, list[str]] = {}
@@ -50,7 +50,7 @@ def help_text(doc: str, values: Mapping, fields: Mapping[str, Field], everything
 
 
 def _help_entry(assignment: str, text: str, width: int) -> str:
-    """A field and what it means, in two columns."""
+    """Formats a field and its meaning in two columns."""
     column = 38
     wrapped = textwrap.wrap(text, width - column, break_long_words=False) or [""]
     lines = [" " * column + line for line in wrapped]
@@ -60,7 +60,7 @@ def _help_entry(assignment: str, text: str, width: int) -> str:
 
 
 def page() -> str:
-    """All fields of all commands, as Markdown."""
+    """The content of docs/configuration.md."""
     users: dict[str, list[str]] = {}
     for name in list_commands():
         command = importlib.import_module(f"launch.{name}")
@@ -70,7 +70,7 @@ def page() -> str:
 
 
 def _section(file: str, commands: list[str]) -> str:
-    """One config: a table for every group of fields, and what the arguments change."""
+    """The section of one config: a table per group of fields, and a table of its variants."""
     config = importlib.import_module(file.removesuffix(".py").replace("/", "."))
     summary = config.__doc__.splitlines()[0].replace("``", "`")
     lines = [f"## {file}", "", f"For {', '.join(commands)}. {summary}", ""]
@@ -87,7 +87,7 @@ def _section(file: str, commands: list[str]) -> str:
 
 
 def _variants(config: ModuleType) -> list[str]:
-    """A table of the fields that some variants set, and to what."""
+    """A table of the fields whose values differ from the default in some variant."""
     configs = [config.get_config(name) for name in config.VARIANTS]
     fields = close_groups(configs[0], config.FIELDS)
     flat, first = [flatten(each.to_dict()) for each in configs], flatten(configs[0].to_dict())
@@ -95,7 +95,7 @@ def _variants(config: ModuleType) -> list[str]:
         (f"`{name}`", *("" if value == field.default else f"`{value!r}`" for value in values))
         for name, field in fields.items()
         if set(values := [each[name] for each in flat]) - {field.default}
-        and (name in config.FIELDS or set(values) != {first[name]})  # members that are alike in all
+        and (name in config.FIELDS or set(values) != {first[name]})  # not: equal in all variants
     ]
     return _table(("field", *config.VARIANTS), rows)
 

@@ -79,7 +79,7 @@ def folder(tmp_path, monkeypatch):
         (COLLECT, {"template_file": "bad.txt"}, "there is no field {{ answer }}; there are"),
         (COLLECT, {"provider": "local", "model": "no/model/x"}, "no/model/x: no such model; give "),
         (REPORT, {"input": "nowhere.jsonl"}, "nowhere.jsonl: there is no such file"),
-        (REPORT, {"input": "mixed.jsonl"}, "mixed.jsonl: row 2 is no edit (instruction"),
+        (REPORT, {"input": "mixed.jsonl"}, "mixed.jsonl: row 2 is not an edit (instruction"),
         (REPORT, {"input": "chosen.jsonl"}, "set --config.columns=original=rejected,edited=c"),
         (REPORT, {"input": "same.jsonl"}, "same.jsonl:1: original and edited are equal"),
         (REPORT, {"input": "odd.jsonl"}, "odd.rejected.jsonl:1: is not a rejected row"),
