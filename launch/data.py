@@ -78,8 +78,9 @@ def convert(config) -> None:
 
 def read(config) -> dict[str, list[RecordAndRow]]:
     """Records with their rows, by file."""
+    need = "prompts" if config.to == "prompts" else "rows"
     return {
-        source: reading.read_with_rows(config, source, "prompts")[: config.limit or None]
+        source: reading.read_with_rows(config, source, need)[: config.limit or None]
         for source in split_sources(config.input)
     }
 

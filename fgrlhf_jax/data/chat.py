@@ -12,6 +12,7 @@ from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import tokenizers
+from rapidfuzz.distance import Prefix
 
 from fgrlhf_jax.data.records import Message
 from fgrlhf_jax.data.tokenizers import Tokenizer
@@ -78,6 +79,17 @@ def shows_user(tokenizer: Tokenizer, template: str) -> bool:
         )
         return first != second
     return True
+
+
+def check_opening(tokenizer: Tokenizer) -> str:
+    """A sentence where the chat template writes no answer right behind its prompt, else ""."""
+    opened = ""
+    with contextlib.suppress(InputError):  # it wants other turns, which a file may have
+        texts = [render_chat(tokenizer, [Message("user", "a")], answer) for answer in (None, "b")]
+        opened = texts[0][Prefix.similarity(*texts) :]
+    advice = "so give responses that go on from there, as with a thought and its end"
+    said = f"a prompt ends with {opened!r:.60}, which is not written before an answer of a file"
+    return f"template=chat: {said}; {advice}" if opened else ""
 
 
 def chat_parts(tokenizer: Tokenizer, messages: Sequence[Message], response: str | None) -> Parts:

@@ -4,7 +4,7 @@ import itertools
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from fgrlhf_jax.errors import InputError
@@ -17,12 +17,13 @@ _TURN = re.compile(r"(?:\A\s*|\r?\n\r?\n)(Human|Assistant):")
 _STRING_OR_END = re.compile(r'(?s)"(?:[^"\\]|\\.)*"|\}')
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _NOT_TEXT = {"tools", "functions", "tool_calls", "function_call"}
-_NOT_TEXT |= {"audio", "audios", "image", "images", "video", "videos"}
+_NOT_TEXT |= {"audio", "audios", "image", "images", "video", "videos", "chat_template_kwargs"}
+_THOUGHTS = {"reasoning", "reasoning_content", "reasoning_details", "thinking", "thinking_blocks"}
 
 
-def check_texts(value: Mapping[str, Any], where: str) -> None:
-    """Raises InputError for a row or message with more than texts, such as tools or images."""
-    for name in sorted(_NOT_TEXT & value.keys()):
+def check_texts(value: Mapping[str, Any], where: str, more: Iterable[str] = ()) -> None:
+    """Raises InputError for a row or message with more than texts: tools, images, or ``more``."""
+    for name in sorted(_NOT_TEXT.union(more) & value.keys()):
         if parse_list(value[name]):
             raise InputError(
                 f"{where}: {name} stands beside the text, and only texts can be used; leave such "
@@ -58,7 +59,7 @@ def parse_turns(value: Any, where: str) -> Turns:
         message = each if isinstance(each, Mapping) else {}
         role = message.get("role", message.get("from"))
         content = message.get("content", message.get("value"))
-        check_texts(message, where)
+        check_texts(message, where, _THOUGHTS)
         if isinstance(content, list | tuple):
             texts = [_part_text(part) for part in content]
             content = "".join(texts) if all(isinstance(text, str) for text in texts) else None

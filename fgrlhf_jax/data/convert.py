@@ -153,7 +153,8 @@ def _convert(
         further = id | ({"raw_preference": further["raw_preference"]} if is_raw else {})
     elif to != kind_of(record):
         further = id
-    if to in ("preferences", "alpaca_farm") and is_pair and "output_1" not in row:
+    is_kept = isinstance(record, Preference) and "output_1" in row
+    if to in ("preferences", "alpaca_farm") and is_pair and not is_kept:
         record = as_preference(record, seed)
     fields = {name: getattr(record, name) for name in records.RESPONSES[type(record)]}
     if isinstance(record, Preference):

@@ -23,6 +23,7 @@ from fgrlhf_jax.data.records import (
     kind_of,
     prompt_text,
     responses_of,
+    same_prompt,
 )
 from fgrlhf_jax.data.templates import encode_prompt, encode_response
 from fgrlhf_jax.data.tokenizers import Tokenizer
@@ -35,11 +36,6 @@ class TokenLimits(NamedTuple):
     template: str
     max_length: int
     max_prompt_length: int
-
-
-def prompt_key(record: Record) -> str:
-    """The same string for two records with the same prompt."""
-    return " ".join(prompt_text(record).split())
 
 
 def describe_files(
@@ -61,7 +57,7 @@ def describe_files(
         drawn = sorted(random.Random(seed).sample(range(len(rows)), min(samples, len(rows))))
         statistics["samples"] = [{"row": n + 1, "fields": json_fields(rows[n][1])} for n in drawn]
         described.append(statistics)
-    keys = {name: {prompt_key(record) for record, _ in rows} for name, rows in files.items()}
+    keys = {name: {same_prompt(record) for record, _ in rows} for name, rows in files.items()}
     shared = [
         {"files": [a, b], "prompts": len(keys[a] & keys[b])} for a, b in combinations(files, 2)
     ]
@@ -81,7 +77,7 @@ def describe_records(records: Sequence[Record], limits: TokenLimits | None = Non
     statistics = {
         "rows": len(records),
         "kinds": {name: kinds[name] for name in KINDS},
-        "distinct_prompts": len({prompt_key(record) for record in records}),
+        "distinct_prompts": len({same_prompt(record) for record in records}),
         "with_input": sum(bool(record.input.strip()) for record in records),
         "duplicates": len(records) - len(contents),
         "error_spans": {"rows": len(spans), "spans": sum(spans)},

@@ -69,6 +69,7 @@ FIELDS = (*ANSWERS, *PROMPTS, "input", "system", "history", "id", "error_spans",
 
 # Of the better answer the higher one, as neither its rank nor its toxicity_score is.
 _SCORE = re.compile(r"(?=.*chosen)(?:(?:chosen|score|rating|reward|rm|avg|mean|overall)s?[-_ .]?)+")
+_CUT = {"length", "max_tokens", "max_output_tokens", "model_length"}  # as servers say it
 
 
 def parse_columns(text: str) -> dict[str, str]:
@@ -95,13 +96,17 @@ def parse_row(
 
     Args:
       where: the row's place, which opens every message.
-      need: "pairs": an Instruction is refused; "prompts": a row without an answer is one whose
-        output is "", as is any conversation that ends with the user; "candidates": two answers
-        need no label and no difference, and may be empty.
+      need: "pairs": an Instruction is refused; "prompts", "rows": a row without an answer is one
+        whose output is "", as is any conversation that ends with the user; "candidates": two
+        answers need no label and no difference, and may be empty.
       columns: the row's name of a field where that is another; what it names is preferred.
     """
     check_row(row, where)
     check_texts(row, where)
+    is_argillas = any(str(name).endswith(".responses") for name in row)
+    if not columns and (is_argillas or {"annotation_id", "lead_time"} <= row.keys()):
+        reason = "is of a table of Argilla or Label Studio, whose answers are not read from it"
+        raise InputError(f"{where}: {reason}; give launch.annotate its JSON, or give columns")
     row = _by_field(row, where, columns)
     layout, is_candidate = _layout(row, columns.keys(), where, need), need == "candidates"
     kind = LAYOUTS.get(layout, Instruction)
@@ -119,7 +124,7 @@ def parse_row(
     prompt, last = read_prompt(row, columns.keys(), before, answers, where)
     if not prompt:
         prompt, answers = common_beginning(row, names, answers, where)
-    elif names == ("chosen", "rejected") and not before:
+    elif {columns.get(name, name) for name in names} == {"chosen", "rejected"} and not before:
         answers = without_prompt(row.get("prompt"), answers)
     if last is not None and not answers:
         answers = [last]
@@ -128,10 +133,10 @@ def parse_row(
     if messages := tuple(Message(**turn) for turn in prompt.pop("messages", ())):
         prompt = {"instruction": "", "input": "", "messages": messages}
     if kind is Instruction:
-        if need not in ("prompts", "candidates"):
+        if need not in ("prompts", "rows", "candidates"):
             _check_learnt(row, (*names, *(PROMPTS[:2] if last is not None else ())), where)
         if not answers:
-            is_open = need == "prompts" or any(row.get(name) for name in PROMPTS[:2])
+            is_open = need in ("prompts", "rows") or any(row.get(name) for name in PROMPTS[:2])
             answers = [""] if is_open else [text_of(row, "output", where)]
     else:
         prompt["id"] = "" if row.get("id") is None else str(row["id"])
@@ -182,8 +187,9 @@ def _labels(
     for flag, name in zip(flags, names or ("output",), strict=False):
         own = flag if flag in columns else _FLAGS.get(columns.get(name, name), flag)
         fields[flag] = flag_of(row, own, where)
-    if kind is Instruction and row.get("finish_reason") in ("length", "max_tokens"):
-        fields["finished"] = False  # as servers say it
+    reasons = (row.get(f"{name}_reason") for name in ("finish", "stop", "done"))
+    if kind is Instruction and not _CUT.isdisjoint(str(reason).lower() for reason in reasons):
+        fields["finished"] = False
     return fields
 
 
@@ -208,9 +214,9 @@ def _check_learnt(row: Row, ending: Iterable[str], where: str) -> None:
     label = flag_of(row, "label", where) if "completion" in ending else row.get("label")
     marks = [end for end in ends if isinstance(end, Mapping)]
     said = [(name, end.get(name)) for end in marks for name in ("weight", "train", "loss")]
-    said += [("label", label), ("kto_tag", row.get("kto_tag"))]
+    said += [("label", label), ("kto_tag", row.get("kto_tag"))]  # other labels may be 0
     for name, value in said:
-        if str(value).lower() == "false" or (name == "weight" and value == 0):
+        if str(value).lower() == "false" or (name != "label" and number_of(value) == 0):
             reason = f"{name} is {value}".lower()
             raise InputError(f"{where}: {reason}, a response not to learn; leave it out")
 

@@ -62,7 +62,7 @@ def unfold(rows: Iterable[tuple[str, Any]], need: str = "any") -> Rows:
 
     Args:
       need: "pairs": only these; "responses": only the best answer to a message; "prompts": only
-        the messages to answer; "any": the pairs, and each answer without a rank.
+        the messages to answer; "any", "rows": pairs, and each answer without a rank.
     """
     rows = iter(rows)
     head = [*itertools.islice(rows, 1)]
@@ -106,7 +106,7 @@ def _answers(replies: list[Row], need: str) -> Iterator[Row]:
         pairs = [(i, j) for i, j in pairs if ranks[j] < math.inf]
         for i, j in pairs:
             yield {"chosen": replies[i]["text"], "rejected": replies[j]["text"]}
-        alone = {*numbers}.difference(*pairs) if need == "any" else ()
+        alone = {*numbers}.difference(*pairs) if need in ("any", "rows") else ()
         yield from ({"output": replies[number]["text"]} for number in sorted(alone))
 
 

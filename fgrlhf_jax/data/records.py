@@ -6,6 +6,7 @@ Instruction  a prompt, output                            ("" is a prompt without
 """
 
 import dataclasses
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -176,3 +177,8 @@ def prompt_key(record: Record) -> tuple[str, str]:
     """What prompts are told apart by: instruction and input without outer blanks."""
     instruction, input = shown_prompt(record)
     return instruction.strip(), input.strip()
+
+
+def same_prompt(record: Record) -> str:
+    """One text for all spellings of a prompt: other blanks, normal form or share of an input."""
+    return " ".join(unicodedata.normalize("NFC", prompt_text(record)).split())

@@ -26,6 +26,10 @@ _TURNS = [
     re.compile(rf"(?im)(?:^|[<|>#])[ \t*]*+(?:{roles})[ \t*]*+(?:[:>|<]|$)|\[/INST\]")
     for roles in ("human|user|prompter", "assistant|bot|gpt")
 ]
+# The assistant's turn at the end of a prompt that a template has written.
+OPEN_TURN = re.compile(
+    r"(?im)(?:(?:[|>#][ *]*|^)(?:assistant|response)(?::|\W*end_header_id)?\W*|\[/INST\]\s*)\Z"
+)
 
 
 def check_row(row: Any, where: str) -> None:
@@ -165,8 +169,9 @@ def read_prompt(
             conversations[name] = turns
         elif name != "context":
             texts[name] = text_of(row, name, where, blank=True)
-    input = row.get("input", row.get("context") if isinstance(row.get("context"), str) else None)
-    input = "" if input is None else text_of({"input": input}, "input", where, blank=True)
+    context = row.get("context") if isinstance(row.get("context"), str) else ""
+    input = context if row.get("input") in (None, "") else row["input"]
+    input = text_of({"input": input}, "input", where, blank=True)
     for name, turns in before.items():
         if turns[0]["role"] == "assistant" and "prompt" in conversations:  # it goes on there
             conversations[name] = conversations["prompt"] + turns
@@ -188,8 +193,11 @@ def read_prompt(
     other += [name for name, text in texts.items() if join_prompt(text, input).strip() not in known]
     if other:
         refuse_two_prompts([first, other[0]], where)
-    if parse_list(row.get("history")) and first not in named:
-        refuse_two_prompts(["history", first], where)
+    beside = ["history"] if parse_list(row.get("history")) else []
+    if not any(input.strip() in text for text in known):
+        beside.append("input" if row.get("input") else "context")
+    if beside and first not in named:
+        refuse_two_prompts([beside[0], first], where)
     if len(turns) == 1 and input and join_prompt(texts.get("instruction", ""), input) in known:
         return {"instruction": texts["instruction"], "input": input}, last
     return {"messages": _with_system(row, turns, where)}, last
@@ -245,7 +253,9 @@ def common_beginning(
     """The prompt with which both texts of a TRL pair begin, up to a blank, and their rests."""
     if empty := [name for name in PROMPTS if name in row]:
         raise InputError(f"{where}: {empty[0]} is empty; give a prompt")
-    others = [n for n, value in row.items() if isinstance(value, str) and n not in (*names, "id")]
+    rest = {n: value for n, value in row.items() if n not in (*names, "id")}
+    parts = {n: value if isinstance(value, list | tuple) else [value] for n, value in rest.items()}
+    others = [n for n in rest if any(isinstance(part, str | Mapping) for part in parts[n])]
     begin = ""
     if names == ("chosen", "rejected"):
         pairs = zip(*answers, strict=False)

@@ -18,7 +18,7 @@ from fgrlhf_jax.data.tables import Rows, check_size, invalid_utf8
 from fgrlhf_jax.errors import InputError
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".jsonl.gz", ".json.gz", ".csv.gz")
-NEEDS = ("any", "pairs", "candidates", "responses", "prompts")
+NEEDS = ("any", "pairs", "candidates", "responses", "prompts", "rows")
 
 
 def read(spec: str, **options: Any) -> list[Record]:
@@ -42,7 +42,7 @@ def read_with_rows(
 
     Args:
       need: of NEEDS: "pairs" refuses single responses, "candidates" takes pairs without a label,
-        "prompts" rows without a response; of message trees each takes what it can use.
+        "prompts" and "rows" those without a response; of trees each takes what it can use.
       columns: other names of fields, as ``formats.parse_columns`` reads them.
       refused: where given, wrong rows are left out and the messages about them are added to it.
     """

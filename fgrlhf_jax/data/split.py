@@ -5,7 +5,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 
-from fgrlhf_jax.data.records import Record, prompt_key, responses_of
+from fgrlhf_jax.data.records import Record, prompt_key, responses_of, same_prompt
 from fgrlhf_jax.errors import InputError
 
 
@@ -26,7 +26,8 @@ def split(
     Raises:
       InputError: where a side is empty.
     """
-    keys: list[tuple[str, ...]] = [prompt_key(record) for record in records]
+    first: dict[str, tuple[str, ...]] = {}  # of the spellings of a prompt
+    keys = [first.setdefault(same_prompt(record), prompt_key(record)) for record in records]
     name, counts, rows = "prompt", Counter(keys), len(keys)
     is_large = 4 * min(share, 1 - share) * len(counts) < 1 or max(counts.values()) * 2 >= rows
     if 0 < share < 1 < rows and (len(counts) == 1 or (is_large and rows >= 20)):

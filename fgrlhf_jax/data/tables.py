@@ -50,6 +50,8 @@ def csv_rows(data: bytes, source: str) -> Rows:
                 if twice := [name for name in names if name and names.count(name) > 1]:
                     reason = f"{twice[0]!r:.60} names two columns"
                     raise InputError(f"{where}: {reason}; rename one")
+            elif cells == names:  # of two files in one
+                yield where, InputError(f"{where}: repeats the names of the columns; take it out")
             elif len(cells) == len(names):
                 yield where, dict(zip(names, cells, strict=True))
             elif cells:

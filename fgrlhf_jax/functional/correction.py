@@ -11,11 +11,13 @@ Means are over changes. Changes of one record are not independent, so standard e
 records (the linearised ratio estimator; Cochran 1977, "Sampling techniques", 6.4).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from scipy import special
+
+from fgrlhf_jax.functional.win_rate import wilson_interval, without_spread
 
 READINGS = ("sampled", "greedy", "written")
 
@@ -45,7 +47,7 @@ def preferences(scores: Scores) -> dict[str, np.ndarray]:
     }
 
 
-def cluster_mean(values_N: np.ndarray, record_N: np.ndarray) -> dict[str, float | int | None]:
+def cluster_mean(values_N: np.ndarray, record_N: np.ndarray, alike: Callable | None = None) -> dict:
     """The mean over all values, with its standard error over their records.
 
     With n_r values of sum s_r in record r of R, and m = Σ s_r / Σ n_r,
@@ -55,7 +57,8 @@ def cluster_mean(values_N: np.ndarray, record_N: np.ndarray) -> dict[str, float 
     Returns:
       ``mean``, ``se``, ``low`` and ``high`` (mean ± t se, t the 97.5 % quantile of Student's t with
       R - 1 degrees of freedom), and the counts ``n`` of values and ``records``. Without values all
-      but the counts are None; with a single record se, low and high are None.
+      but the counts are None; with a single record se, low and high are None. If records do not
+      differ, low and high are ``alike(mean, R)``.
     """
     records, index_N = np.unique(record_N, return_inverse=True)
     result = dict.fromkeys(("mean", "se", "low", "high"))
@@ -68,7 +71,10 @@ def cluster_mean(values_N: np.ndarray, record_N: np.ndarray) -> dict[str, float 
         share = len(records) / (len(records) - 1)
         error = float(np.sqrt(share * np.sum(residual_R**2)) / len(values_N))
         half = special.stdtrit(len(records) - 1, 0.975) * error
-        result |= {"se": error, "low": float(mean - half), "high": float(mean + half)}
+        low, high = mean - half, mean + half
+        if alike and not error:
+            low, high = alike(mean, len(records))
+        result |= {"se": error, "low": float(low), "high": float(high)}
     return result
 
 
@@ -98,7 +104,7 @@ def summarize(scores: Scores, reference: Scores | None = None) -> dict:
         of log p - log p_ref, in nats per token.
     """
     ours = preferences(scores)
-    result = _table(scores, ours)
+    result = _table(scores, ours, wilson_interval)
     result["by_record"] = {n: parts_of_records(ours[n], scores.record_N) for n in READINGS}
     result["unchanged"] = {"logprob": cluster_mean(scores.logprob_M, scores.record_M)}
     if reference is not None:
@@ -109,18 +115,19 @@ def summarize(scores: Scores, reference: Scores | None = None) -> dict:
             "moved": cluster_mean(np.abs(drift_M), scores.record_M),
             "drift": cluster_mean(drift_M, scores.record_M),
         }
-        result |= {"reference": summarize(reference), "gain": _table(scores, gains)}
+        result |= {"reference": summarize(reference), "gain": _table(scores, gains, without_spread)}
     return result
 
 
-def _table(scores: Scores, values: Mapping[str, np.ndarray]) -> dict:
+def _table(scores: Scores, values: Mapping[str, np.ndarray], alike: Callable) -> dict:
     """Means of the values of each reading, over all changes and over each kind of change."""
     by_kind = {}
     for kind in dict.fromkeys(scores.kind_N.tolist()):
         chosen = scores.kind_N == kind
         record_N = scores.record_N[chosen]
-        by_kind[kind] = {n: cluster_mean(values[n][chosen], record_N) for n in READINGS}
-    return {n: cluster_mean(values[n], scores.record_N) for n in READINGS} | {"by_kind": by_kind}
+        by_kind[kind] = {n: cluster_mean(values[n][chosen], record_N, alike) for n in READINGS}
+    means = {n: cluster_mean(values[n], scores.record_N, alike) for n in READINGS}
+    return means | {"by_kind": by_kind}
 
 
 def rank_correlation(x: Sequence[float | None], y: Sequence[float | None]) -> float | None:
@@ -160,4 +167,6 @@ def _percent(row: Mapping, signed: bool) -> str:
     if row["mean"] is None:
         return "-"
     value = f"{100 * row['mean']:{'+' if signed else ''}.1f}"
+    if row["se"] == 0:
+        return f"{value} % ({100 * row['low']:.0f} to {100 * row['high']:.0f})"
     return f"{value} %" if row["se"] is None else f"{value} ± {100 * row['se']:.1f} %"

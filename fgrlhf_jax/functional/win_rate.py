@@ -64,9 +64,9 @@ def paired_bootstrap(
     """Bootstrap over prompts of the difference between two policies' outcomes, float[n] each.
 
     Returns:
-      ``difference`` (mean of a - mean of b), ``low`` and ``high`` (its 95 % percentile interval; if
-      all differences are equal, that of :func:`paired_interval`), and ``not_better``, the share of
-      rounds in which a is not better than b.
+      ``difference`` (mean of a - mean of b), ``low`` and ``high`` (its 95 % percentile interval, at
+      least that of :func:`without_spread`), and ``not_better``, the share of rounds in which a is
+      not better than b.
     """
     a, b = _vector("outcomes_a", outcomes_a), _vector("outcomes_b", outcomes_b)
     if a.size != b.size:
@@ -80,12 +80,11 @@ def paired_bootstrap(
         size = (min(step, rounds - start), a.size)
         drawn[start : start + step] = difference[rng.integers(0, a.size, size)].mean(axis=1)
     low, high = np.quantile(drawn, [0.025, 0.975])
-    if not np.ptp(difference):
-        low, high = _without_spread(difference[0], a.size)
+    least = without_spread(difference.mean(), a.size)  # of what so few prompts may not have shown
     return {
         "difference": float(difference.mean()),
-        "low": float(low),
-        "high": float(high),
+        "low": float(min(low, least[0])),
+        "high": float(max(high, least[1])),
         # A mean that is exactly 0 in theory may be 1e-17 in floating point.
         "not_better": float((drawn <= 1e-12).mean()),
     }
@@ -135,11 +134,11 @@ def paired_interval(
         half = special.stdtrit(variance**2 / spread, 0.975) * variance**0.5
         low, high = mean - half, mean + half
     else:
-        low, high = _without_spread(mean, prompts)
+        low, high = without_spread(mean, prompts)
     return {"difference": float(mean), "low": float(low), "high": float(high)}
 
 
-def _without_spread(difference: float, prompts: int) -> tuple[float, float]:
+def without_spread(difference: float, prompts: int) -> tuple[float, float]:
     """The interval if all N differences are equal, after Clopper and Pearson.
 
     It allows for the largest share of other prompts that N prompts miss with probability 2.5 %.

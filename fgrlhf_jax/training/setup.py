@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from fgrlhf_jax.data.chat import check_vocabulary
+from fgrlhf_jax.data.chat import check_opening, check_vocabulary
 from fgrlhf_jax.data.tokenizers import train_tokenizer
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import attention, heads, hf_load, llama, lora, peft
@@ -99,6 +99,8 @@ def model_and_tokenizer(config: ConfigDict, rows: list, tokenizer=None):
             "give --config.model.path=FOLDER|HUB_ID|FILE.gguf"
         )
     check_vocabulary(tokenizer, cfg.vocab_size, config.data.template)
+    if config.data.template == "chat" and (note := check_opening(tokenizer)):
+        print(note)
     if config.data.max_length > cfg.max_position:
         raise InputError(
             f"data.max_length={config.data.max_length} is more than the model's "

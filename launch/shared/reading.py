@@ -1,6 +1,7 @@
 """How every command reads its data: any layout of rows, and what is left out is said."""
 
 import sys
+from collections import Counter
 from collections.abc import Sequence
 
 from ml_collections import ConfigDict
@@ -8,6 +9,7 @@ from ml_collections import ConfigDict
 from fgrlhf_jax.data import records, sources
 from fgrlhf_jax.data.formats import parse_columns
 from fgrlhf_jax.data.records import Edit, Instruction, Record, RecordAndRow
+from fgrlhf_jax.data.row_fields import OPEN_TURN
 from fgrlhf_jax.data.split import split
 
 NAMED = 3  # messages about rows that are left out
@@ -22,6 +24,9 @@ def read_with_rows(config: ConfigDict, spec: str, need: str = "any") -> list[Rec
         print(
             f"{spec}: {len(refused)} rows left out", *refused[:NAMED], sep="\n  ", file=sys.stderr
         )
+    if opened := [row for row, _ in pairs if OPEN_TURN.search(records.prompt_text(row)[-100:])]:
+        reason = "prompts end as a template opens an answer, and another is written around them"
+        print(f"{spec}: {len(opened)} {reason}; give messages instead, or template=plain")
     columns = parse_columns(config.columns)
     if count := sum(sources.is_prompt_in_texts(row, columns) for _, row in pairs):
         print(f"{spec}: {count} pairs without a prompt: it is the beginning that their texts share")
@@ -43,6 +48,16 @@ def imitated(rows: Sequence[Record], spec: str) -> list[Record]:
     if count := sum(any(turn.role == "assistant" for turn in row.messages) for row in rows):
         print(f"{spec}: {count} conversations, of which only the last answer is imitated")
     return rows
+
+
+def tell_shared(train: Sequence[Record], others: dict[str, Sequence[Record]]) -> None:
+    """Prints how many rows of other files are in the training set, or have a prompt of it."""
+    counts = Counter(map(records.same_prompt, train))  # of half of the rows: one for all edits
+    known = {*train, *(prompt for prompt, count in counts.items() if 2 * count < len(train))}
+    for name, rows in others.items():
+        if shared := sum(not known.isdisjoint((row, records.same_prompt(row))) for row in rows):
+            what = f"{shared} of {len(rows)} rows have a prompt of the training file"
+            print(f"{name}: {what}, and its figures say little of others; take them out")
 
 
 def read_sets(config: ConfigDict, train: str, need: str = "any") -> dict[str, Sequence[Record]]:
@@ -69,6 +84,7 @@ def read_sets(config: ConfigDict, train: str, need: str = "any") -> dict[str, Se
                 f"validation: {len(parts[1])} rows are too few to show much; give "
                 f"--config.validation or a larger share than {config.validation_share}"
             )
+    tell_shared(sets["train"], {name: sets[name] for name in files if name != "train"})
     if need == "responses":
         held_out, source = set(sets["validation"]), rows.get("validation", rows["train"])
         edits = (row for row in source if isinstance(row, Edit))

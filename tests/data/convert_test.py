@@ -42,6 +42,8 @@ def test_one_side_of_a_pair(record, better, worse):
 
 def test_sides_are_shuffled_fairly_and_by_the_row_alone():
     edits = [Edit("a", "", f"old {n}", f"new {n}") for n in range(1000)]
+    (row,) = converted(EDIT, to="preferences", further={"output_1": "of other columns"})
+    assert {row[f"output_{row['preference']}"], row["output_1"]} <= {"It rains.", "It rain."}
     first, backwards, other_seed = (
         [as_preference(edit, seed).preference for edit in rows]
         for rows, seed in ((edits, 3), (edits[::-1], 3), (edits, 4))

@@ -180,7 +180,19 @@ def test_what_a_conversion_says_and_writes(run):
     assert len(sources.read("all.json")) == 4
 
 
-def test_prompts_that_texts_begin_with_are_counted(run):
+def test_rows_with_a_prompt_of_the_training_file_are_counted(capsys):
+    train = [Edit(f"Do {n}.", "", "a", "b") for n in range(3)]
+    one = [Edit("Improve.", "", f"{n}", "b") for n in range(4)]  # one instruction for all
+    for rows, test in ((train, [Edit("Do  2. ", "", "c", "d")]), (one[:3], one[2:])):
+        reading.tell_shared(rows, {"test": [*test, Edit("Do 7.", "", "a", "b")]})
+        assert "test: 1 of " in capsys.readouterr().out
+
+
+def test_prompts_that_texts_begin_with_or_templates_have_written_are_counted(run):
+    ends = ["<|im_start|>assistant\n", "[/INST]", "### Response:", "<extra_id_1>Assistant\n"]
+    ends += ["<|start_header_id|>assistant<|end_header_id|>\n\n", "an assistant", "A response:"]
+    write_jsonl("a.jsonl", [{"prompt": f"Hi.\n{end}"} for end in ends])
+    assert "a.jsonl: 5 prompts end as a template opens an answer" in run(input="a.jsonl")
     write_jsonl("trl.jsonl", [{"chosen": "The sky is blue.", "rejected": "The sky is green."}] * 2)
     assert "trl.jsonl: 2 pairs without a prompt: it is the beginning" in run(input="trl.jsonl")
 
@@ -205,6 +217,7 @@ BAD = [
     (CONVERT | {"input": ""}, "input is empty; give --config.input=FILE"),
     (CONVERT | {"output": "there.jsonl"}, "there.jsonl: exists; choose another, or write over"),
     (CONVERT | {"to": "trl", "input": "edits.jsonl,answers.jsonl"}, "are of several kinds (pair"),
+    (CONVERT | {"input": "scored.jsonl"}, "chosen_score is 1, and rejected_score is 2"),
     (CONVERT | {"output": ""}, "output is empty; give --config.output="),
     (CONVERT | {"input": "answers.jsonl"}, "row 1: a single response is no prefer"),
     (CONVERT | {"columns": "predictions"}, "edits.jsonl:1: misses the field 'predictions'"),
@@ -217,6 +230,8 @@ BAD = [
 def test_bad_input(folder, refused, fields, message):
     (folder / "none.jsonl").write_text("{}\n{}\n")
     (folder / "there.jsonl").write_text("{}")
+    scored = {"prompt": "a", "chosen": "b", "rejected": "c", "chosen_score": 1, "rejected_score": 2}
+    (folder / "scored.jsonl").write_text(json.dumps(scored))
     train_tokenizer(["a"], 300).save_pretrained(folder / "tokenizer")
     before = bad_input_cases.read_files(folder)
     assert message in refused(data, **fields)

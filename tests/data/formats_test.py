@@ -35,6 +35,11 @@ MAPPED = [
         "original=rejected, edited=chosen",
         [Edit("", "", "Green.", "Blue.", "", (), chat(SKY))],
     ),
+    (
+        {"prompt": SKY, "chosen": f"{SKY} Blue.", "rejected": f"{SKY} Red."},
+        "original=rejected,edited=chosen",
+        [Edit(SKY, "", " Red.", " Blue.")],
+    ),
     (VOTED, "predictions,preference", PAIRS),
 ]
 
@@ -62,6 +67,7 @@ BETTER = Preference("", "", "Hello", "No.", 1, "p", HI)
         ("responses", [Instruction("", "", "Hello", HI), Instruction("", "", "Blue.", MANY)]),
         ("prompts", [Instruction("", "", "", HI), Instruction("", "", "", MANY)]),
         ("any", [BETTER, Instruction("", "", "Blue.", MANY)]),
+        ("rows", [BETTER, Instruction("", "", "Blue.", MANY)]),
     ],
 )
 def test_message_trees(nested, need, expected):
@@ -155,6 +161,9 @@ REFUSED = [
     (ULTRA | {"prompt": "x"}, "chosen and prompt hold two different prompts"),
     ({"question": SKY, "chosen": "A b", "rejected": "A c"}, "misses the field 'instruction' .it"),
     ({"chosen": "Ab", "rejected": "Ac"}, "misses the field 'instruction'"),
+    ({"dialog": turns(SKY), "chosen": "A b", "rejected": "A c"}, "misses the field 'instruction'"),
+    ({"prompt": SKY, "response": "A", "edited.responses": ["B"]}, "of a table of Argilla or Label"),
+    ({"prompt": SKY, "response": "A", "annotation_id": 1, "lead_time": 2}, "table of Argilla or L"),
     ({"prompt": None, "chosen": "A b", "rejected": "A c"}, "prompt is empty; give a prompt"),
     ({"messages": [], "completion": "A"}, "messages is empty; give a prompt"),
     ({"chosen": "A b", "rejected": "A "}, "the response 'rejected' is empty"),
@@ -165,7 +174,8 @@ REFUSED = [
     ({"messages": [{"role": "tool", "content": "x"}]}, "messages: .* is no message with a role"),
     ({"messages": "Hi"}, "messages: is no list of messages"),
     ({"messages": [*turns(SKY), GREEN | {"weight": 0}]}, "weight is 0, a response not to learn"),
-    ({"prompt": SKY, "completion": [GREEN | {"weight": 0}]}, "weight is 0, a response not to"),
+    ({"prompt": SKY, "completion": [GREEN | {"weight": "0"}]}, "weight is 0, a response not to"),
+    ({"messages": turns(SKY), "input": "A text.", "output": "A"}, "input and messages hold two di"),
     ({"messages": [*turns(SKY), GREEN | {"train": False}]}, "train is false, a response not to"),
     ({"instruction": SKY, "output": "A", "kto_tag": False}, "kto_tag is false, a response not"),
     ({"messages": [*turns(SKY), GREEN], "label": "False"}, "label is false, a response not to"),
@@ -195,9 +205,10 @@ REFUSED = [
         ({"prompt": SKY, "completion": "Blue.", name: value}, f"{name} stands beside the text, and")
         for name, value in {"tools": [{"name": "f"}], "images": '["x"]', "image": "a.png"}.items()
     ),
+    ({"messages": turns(SKY), "chat_template_kwargs": {"a": 1}}, "_kwargs stands beside the text"),
     *(
         ({"messages": [*turns(SKY), {"role": "assistant", "content": "A", name: [{}]}]}, name)
-        for name in ("tool_calls", "function_call")
+        for name in ("tool_calls", "function_call", "reasoning_content", "thinking")
     ),
     *(
         ({"messages": [*turns(SKY), {"role": "assistant", "content": [part]}]}, "is no message")

@@ -17,14 +17,6 @@ from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.runtime.files import write_jsonl
 
 
-def test_three_kinds_in_one_file(write):
-    assert read(write(EDIT, PREFERENCE, INSTRUCTION)) == [
-        Edit("Sum up.", "A text.", "It rains.", "Sun."),
-        Preference("Name a fruit.", "", "Pear.", "Brick.", 1),
-        Instruction("Name a fruit.", "", "Fig."),
-    ]
-
-
 def test_edit_with_everything(write):
     row = changed(EDIT, input=None, id=7, annotator="human", preference=[1, 0], output_1="x")
     row["error_spans"] = [{"start": 0, "end": 2, "type": "Wrong"}, [3, 9]]
@@ -138,6 +130,8 @@ def test_wrong_lines_are_left_out_where_that_is_asked_for(write):
     write(data=CSV + b"x,y\n", name="a.csv")
     assert len(read("a.csv", refused=refused)) == 2
     assert refused[-1].startswith("a.csv:4: has 2 cells, the first line 4 names")
+    assert len(read(write(data=CSV * 2, name="a.csv"), refused=refused)) == 4
+    assert refused[-1].startswith("a.csv:4: repeats the names of the columns")
 
 
 @pytest.mark.parametrize("show", [json.dumps, repr])
@@ -241,6 +235,7 @@ def test_whether_a_response_ended_travels_with_its_record():
     assert records.is_finished(pair, "output_1")
     assert not records.is_finished(pair, "output_2")
     assert formats.parse_record(INSTRUCTION | {"finished": None}, "a:1").finished
+    assert not formats.parse_record(INSTRUCTION | {"stop_reason": "MAX_TOKENS"}, "a:1").finished
     with pytest.raises(InputError, match="a:1: finished is 'perhaps'; it must be true or false"):
         formats.parse_record(INSTRUCTION | {"finished": "perhaps"}, "a:1")
 

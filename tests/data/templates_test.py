@@ -2,10 +2,10 @@
 
 import pytest
 from data_cases import TEXTS
-from layout_cases import differences, layouts, texts
+from layout_cases import CHATML, differences, layouts, texts
 from transformers import AutoTokenizer
 
-from fgrlhf_jax.data.chat import check_end_of_turn
+from fgrlhf_jax.data.chat import check_end_of_turn, check_opening
 from fgrlhf_jax.data.records import Instruction, Message
 from fgrlhf_jax.data.templates import (
     encode_prompt,
@@ -199,6 +199,10 @@ def test_a_response_ends_as_the_template_ends_it_or_with_the_eos(tokenizer, monk
         assert (start, spans[0][0], spans[-2][1]) == (len(prompt), 0, 5)
         said = check_end_of_turn(tokenizer, "chat", [tokenizer.eos_token_id])
         assert ("ends a turn with ':'" in said) == ("}}: " in source)
+    assert check_opening(LLAMA_3) == ""
+    thinking = CHATML.replace("assistant\n'", "assistant\n<think>\n'")  # as DeepSeek's
+    monkeypatch.setattr(tokenizer, "chat_template", thinking)
+    assert "a prompt ends with '<think>\\n', which is not" in check_opening(tokenizer)
 
 
 def test_a_token_of_prompt_and_response_is_the_responses(smol):

@@ -64,6 +64,11 @@ def test_against_a_reference():
     assert result["unchanged"]["drift"]["mean"] == pytest.approx((-0.5 + 1) / 2)
     assert summarize(before, before)["unchanged"]["moved"]["mean"] == 0
     assert "gain" in correction.format_table(result)
+    alike = summarize(*[scores([-1.0] * 9, [-2.0] * 9, [*range(3)] * 3, ["insert"] * 9)] * 2)
+    low, high = stats.binomtest(3, 3).proportion_ci(method="wilson")  # three do not make it certain
+    assert (alike["greedy"]["low"], alike["greedy"]["high"]) == pytest.approx((low, high))
+    assert "100.0 % (44 to 100)" in correction.format_table(alike)
+    assert alike["gain"]["greedy"]["low"] == -alike["gain"]["greedy"]["high"] < -0.5
 
 
 def test_the_error_is_over_records():

@@ -305,6 +305,8 @@ def test_files_of_ones_own(make_sets):
     responses = {text for edit in train for text in (edit.original, edit.edited)}
     assert {row.output for row in sets["sft"]} == responses
     assert_disjoint([*sets["sft"], *sets["ppo"], *train], sets["validation"], sets["test"])
+    with pytest.raises(InputError, match="rows have a prompt that is held out, perhaps the"):
+        make_sets(edits=[Edit("Improve.", "", edit.original, edit.edited) for edit in EDITS])
 
 
 def test_a_prompt_is_the_same_whatever_is_around_it(make_sets):

@@ -176,7 +176,7 @@ LAYOUTS = {
         Instruction(SKY, "", "It is", finished=False),
     ),
     "Dolly": (
-        {"instruction": SKY, "context": "A text.", "response": "Blue.", "category": "open_qa"},
+        {"instruction": SKY, "input": None, "context": "A text.", "response": "Blue."},
         Instruction(SKY, "A text.", "Blue."),
     ),
     "an edit whose line ends a browser changed": (

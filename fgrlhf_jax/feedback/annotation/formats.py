@@ -151,8 +151,6 @@ def _id(*values: object) -> str:
 
 def _from_record(pair: records.RecordAndRow, where: str, number: int) -> ItemAndDecisions:
     record, row = pair
-    if {"annotation_id", "lead_time"} <= row.keys():
-        raise InputError(f"{where}: is in Label Studio's JSON-MIN format; export it as JSON")
     prompt = (_id(row.get("id"), number), record.instruction, record.input)
     turns = tuple((turn.role, turn.content) for turn in record.messages)
     if isinstance(record, records.Preference):

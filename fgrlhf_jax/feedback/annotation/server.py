@@ -65,7 +65,7 @@ def read_guidelines(path: str) -> str:
     from markdown_it import MarkdownIt
 
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"guidelines={path}: cannot be read ({error}); give a FILE.md") from error
     return MarkdownIt("commonmark", {"html": False}).enable("table").render(text)

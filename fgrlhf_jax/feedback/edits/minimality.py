@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from fgrlhf_jax.data.alignment import Alignment, align
-from fgrlhf_jax.data.words import WORD, align_words, split_words
+from fgrlhf_jax.data.words import align_words, split_words
 
 KINDS = ("insert", "delete", "replace", "mixed", "none")
 FAULTS = ("empty", "unchanged", "elided", "rewritten")
@@ -34,8 +34,11 @@ _OMISSION = re.compile(
     r"|[\[{<【［〔《][^\[\]{}<>【】［］〔〕《》]{1,200}[\]}>】］〕》]",
     re.MULTILINE | re.DOTALL,
 )
+_SENTENCE = re.compile(
+    r"(?:(?<=[.!?]\s)|(?<=[。！？])|(?<=\n\n))[^.!?。！？\n\d]{1,100}(?:[.!?。！？]+|(?=\n\n|\Z))"
+)
 _OMITTED = 8  # words that are missing there, and as many as stand there
-_LEFT_OUT = 20  # words for which a last sentence stands, and three times as many as it has
+_LEFT_OUT = 20  # words for which a sentence stands, and three times as many as it has
 _MOST_REMARKS = 100  # that are looked at
 LONGEST = 200_000  # characters that are compared: the time grows with their square
 
@@ -74,16 +77,24 @@ def _change_ratio(aligned: Alignment) -> float:
 
 
 def is_elided(original: str, edited: str) -> bool:
-    """Whether an ellipsis, a text in brackets or a comment stands for a part that is left out.
+    """Whether an ellipsis, a text in brackets, a comment or a sentence stands for what is left out.
 
     The original does not have it, and at least eight words are missing there, as many as it has and
-    twice as many as were put in around it. Or a last sentence of a few words does, in any language.
+    twice as many as were put in around it. A plain sentence, in any language, has no number, and
+    most of its words that do not come again and again are its own; missing are at least twenty, and
+    three times as many.
     """
-    before = _terms(original)
-    for match in itertools.islice(_OMISSION.finditer(edited), _MOST_REMARKS):
+    before = _terms(original.lower())
+    remarks = [(match, _OMITTED, 1) for match in _OMISSION.finditer(edited)]
+    if len(before) - len(_terms(edited)) >= _LEFT_OUT // 2:
+        remarks += [(match, _LEFT_OUT, 3) for match in _SENTENCE.finditer(edited)]
+    for match, least, times in remarks[:_MOST_REMARKS]:
         if edited.count(match[0].strip()) <= original.count(match[0].strip()):
             continue
-        first, last = (_terms(side) for side in (edited[: match.start()], edited[match.end() :]))
+        first, words, last = (
+            _terms(part.lower())
+            for part in (edited[: match.start()], match[0], edited[match.end() :])
+        )
         partner = align_words(before, first + last).partner_i.tolist()
         sides = partner[: len(first)][::-1], partner[len(first) :]
         inserted = sum(1 for side in sides for _ in itertools.takewhile(lambda j: j < 0, side))
@@ -91,22 +102,11 @@ def is_elided(original: str, edited: str) -> bool:
         # A few words of either side, since a word that comes again may be matched far away.
         around = [*[*left, -1][2::-1], *[*right, len(before)][:3]]
         missing = max(j - i - 1 for i, j in itertools.pairwise(around))
-        if missing >= max(_OMITTED, len(_terms(match[0])) + 2 * inserted):
+        rare = [word for word in words if before.count(word) < 3]
+        is_own = times == 1 or 2 * sum(word not in before for word in rare) >= len(rare) > 0
+        if is_own and missing >= max(least, times * len(words) + 2 * inserted):
             return True
-    return _ends_early(before, edited)
-
-
-def _ends_early(before: list[str], edited: str) -> bool:
-    """Whether a few words of their own at the end stand for what the original has there."""
-    words = [match for match in WORD.finditer(edited) if match[0][0].isalnum()]
-    if len(before) - len(words) < _LEFT_OUT // 2:
-        return False
-    partner = align_words(before, [match[0] for match in words]).partner_i.tolist()
-    new = sum(1 for _ in itertools.takewhile(lambda j: j < 0, reversed(partner)))
-    missing = len(before) - 1 - max(partner, default=0)
-    if not 0 < new < len(words) or missing < max(_LEFT_OUT, 3 * new):
-        return False
-    return bool(re.search(r"(?:[.!?。！？]|\n\s*\n)\W*\Z", edited[: words[-new].start()]))
+    return False
 
 
 def _terms(text: str) -> list[str]:

@@ -82,12 +82,13 @@ def unwrap(reply: str, original: str) -> str:
     """The edit in a reply, or in its form, without what stands around it and not in the original.
 
     Raises Doubtful where more than one part of the reply could be the edit, or a sentence around it
-    a part of it, or "&amp;" or "\\n" may be the form's.
+    a part of it, or "&amp;", "\\n" or "\\_" may be the form's.
     """
     text, original = reply.strip(), original.strip()
     while inner := _inside_json(text, original) or _enclosed(text, original):
         text = inner
     unescaped = [_ESCAPED.sub(lambda sign: html.unescape(sign[0]), text)]
+    unescaped.append(re.sub(r"\\([!-/:-@\[-`{-~])", r"\1", text))  # Markdown's
     with contextlib.suppress(ValueError):
         unescaped.append(json.loads(f'"{text}"'))
     if any(_distance(other, original) < _distance(text, original) for other in unescaped):

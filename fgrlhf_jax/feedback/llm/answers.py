@@ -5,8 +5,9 @@ from typing import Any
 
 END, LENGTH, REFUSAL = "end", "length", "refusal"  # why a reply stopped
 STOPS = {
-    **dict.fromkeys(("stop", "end_turn", "stop_sequence", "eos", "none"), END),
-    **dict.fromkeys(("length", "max_tokens", "model_context_window_exceeded"), LENGTH),
+    **dict.fromkeys(("stop", "end_turn", "stop_sequence", "eos", "eos_token", "none"), END),
+    **dict.fromkeys(("length", "max_tokens", "model_length"), LENGTH),
+    "model_context_window_exceeded": LENGTH,
     **dict.fromkeys(("refusal", "content_filter"), REFUSAL),
 }
 CACHED = "cache_creation_input_tokens", "cache_read_input_tokens"

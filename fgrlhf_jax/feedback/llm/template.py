@@ -34,7 +34,7 @@ class PromptTemplate:
     def __init__(self, path: str, default: str, fields: Sequence[str], required: Sequence[str]):
         self.where, self.fields = f"template_file={path}", fields
         try:
-            source = Path(path).read_text(encoding="utf-8") if path else default
+            source = Path(path).read_text(encoding="utf-8-sig") if path else default
             tree = _ENVIRONMENT.parse(source)
             used = jinja2.meta.find_undeclared_variables(tree) - set(_ENVIRONMENT.globals)
         except (OSError, UnicodeDecodeError) as error:

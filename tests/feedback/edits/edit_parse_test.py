@@ -195,8 +195,10 @@ def test_what_is_of_the_edit_stays(original, edited):
 
 
 def test_signs_that_were_escaped_for_the_form_are_doubtful():
-    with pytest.raises(Doubtful):
-        unwrap("Paris &amp; Lyon are big.", "Nice & Lyon are big.")
+    for sign, escaped in (("&", "&amp;"), ("$5_000", r"\$5\_000")):
+        with pytest.raises(Doubtful):
+            unwrap(f"Paris {escaped} Lyon are big.", f"Nice {sign} Lyon are big.")
+        assert unwrap(f"Paris {escaped} Lyon.", f"Nice {escaped} Lyon.") == f"Paris {escaped} Lyon."
 
 
 # Pieces of responses that look like what a model would say around one.

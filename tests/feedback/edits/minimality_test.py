@@ -125,8 +125,15 @@ def test_a_remark_in_the_place_of_what_is_left_out(edited):
 @pytest.mark.parametrize(
     "end", ["The rest remains the same.", "# unchanged", "\n\nDer Rest bleibt so.", "以下略"]
 )
-def test_a_few_words_that_stand_for_the_end(end):
-    assert find_fault(ORIGINAL, f"The capital of France is Paris. It is long. {end}") == "elided"
+def test_a_few_words_that_stand_for_the_end_or_the_middle(end):
+    for more in ("", "\n\nThe end is here."):
+        edited = f"The capital of France is Paris. It is long. {end}{more}"
+        assert find_fault(ORIGINAL, edited) == "elided"
+        assert find_fault(ORIGINAL.replace("word", "the "), edited) == "elided"
+    spelt = str.maketrans("0123456789", "abcdefghij")
+    for words in ("Wordb wordh wordbj.", "It was in 1998."):  # of the original, a fact
+        edited = f"The capital of France is Paris. It is long. {words} The end is here."
+        assert find_fault(ORIGINAL.translate(spelt), edited) == ""
     other = f"{end} It has parks , a river and a bridge or two or three"
     assert find_fault(ORIGINAL, f"The capital of France is Paris. It is long. {other}") == ""
 

@@ -138,7 +138,8 @@ CLAUDE = [
         (chat({"content": TEXT}, None, completion_tokens=77), Reply("B", "length", 1, 77)),
         (chat({"content": "B"}, prompt_tokens="?"), Reply("B", "end", 1, 1)),
         ("retry: 3\nid: 7\n" + stream(delta("stop", content="a")), Reply("a", "end", 1, 1)),
-        (chat({"content": "B"}, "EOS"), Reply("B", "end", 1, 1)),
+        (chat({"content": "B"}, "EOS_token"), Reply("B", "end", 1, 1)),
+        (chat({"content": "B"}, "model_length"), Reply("B", "length", 1, 1)),
         (chat({"content": "", "refusal": "No."}), Reply("No.", "refusal", 1, 1)),
         (chat({"content": "a\ud83d"}), Reply("a?", "end", 1, 1)),  # else no file could hold it
         (stream(delta(content="a"), delta("length", content="b")), Reply("ab", "length", 1, 1)),
