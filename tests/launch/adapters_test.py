@@ -53,7 +53,7 @@ def test_a_reward_model_is_evaluated_as_merged(world, rm_files, tmp_path):
     assert tables[0]["test"]["edits"]["n"] == 4
 
 
-def test_an_editor_on_this_machine_edits_as_merged(world, adapter, tmp_path):
+def test_an_editor_on_this_machine_edits_as_merged(world, adapter, tmp_path, capsys):
     params = hf_load.load_params(adapter, hf_cases.abstract(ppo_cases.POLICY))
     options = {"architecture": hf_save.LANGUAGE_MODEL, "extra": {"data": {"template": "plain"}}}
     whole = tmp_path / "whole"
@@ -63,11 +63,16 @@ def test_an_editor_on_this_machine_edits_as_merged(world, adapter, tmp_path):
     for model in (adapter, whole, world.policy):
         output = tmp_path / f"{len(edits)}.jsonl"
         flags = {"model": model, "output": output, "template_file": tmp_path / "template.txt"}
-        launch(collect_edits, LOCAL | flags | {"max_change_ratio": 1})
+        flags = LOCAL | flags | {"max_new_tokens": 32, "max_change_ratio": 1}
+        launch(collect_edits, flags)
+        assert "20 requests (0 of them retries)" in capsys.readouterr().err
         rows = read_jsonl(output) + read_jsonl(rejected_path(output))
+        assert {row["annotator"] for row in rows} == {f"local/{model}"}
         edits.append([row | {"annotator": "", "request_key": ""} for row in rows])
     assert len(edits[0]) == 20
     assert edits[0] == edits[1] != edits[2]
+    launch(collect_edits, flags)
+    assert "requests" not in capsys.readouterr().err  # all replies are stored
 
 
 def test_a_judge_on_this_machine_is_the_adapter(world, adapter, tmp_path):
