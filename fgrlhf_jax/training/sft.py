@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -82,8 +83,7 @@ def make_trainer(
     return SupervisedTrainer(
         *(config, mesh, model, train, [validation], buckets),
         pad=pad,
-        losses=functools.partial(token_losses, model=model),
-        count=count_tokens,
+        **objective(model),
         eval_step=eval_step,
         flops=functools.partial(batch_flops, model.cfg),
     )
@@ -120,15 +120,14 @@ def token_sums(params: dict, batch: dict, *, model: CausalLM) -> dict[str, jax.A
     }
 
 
-def token_losses(params: dict, batch: dict, *, model: CausalLM) -> tuple[jax.Array, dict]:
-    """The sums of loss and metrics that ``supervised.train_step`` takes with a count of tokens."""
-    sums = token_sums(params, batch, model=model)
-    return sums["loss"], {"accuracy": sums["accuracy"]}
+def objective(model: CausalLM) -> dict[str, Callable]:
+    """``losses`` and ``count`` for ``supervised.train_step``: the mean over response tokens."""
 
+    def losses(params: dict, batch: dict) -> tuple[jax.Array, dict]:
+        sums = token_sums(params, batch, model=model)
+        return sums["loss"], {"accuracy": sums["accuracy"]}
 
-def count_tokens(batch: dict) -> jax.Array:
-    """How many tokens of a batch are learned from."""
-    return jnp.sum(_counted(batch))
+    return {"losses": losses, "count": lambda batch: jnp.sum(_counted(batch))}
 
 
 def _counted(batch: dict) -> jax.Array:

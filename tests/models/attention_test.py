@@ -130,9 +130,7 @@ def train_step(cfg, mesh, rows: int, columns: int):
     batch |= {name: jax.ShapeDtypeStruct(shape, bool) for name in ("mask_BS", "response_BT")}
     batch["columns_BT"] = batch["tokens_BS"]
     batch["weight_B"] = jax.ShapeDtypeStruct(shape[:2], jnp.float32)
-    losses = functools.partial(sft.token_losses, model=model)
-    counted = {"losses": losses, "count": sft.count_tokens}
-    step = functools.partial(supervised.train_step, optimizer=optimizer, **counted)
+    step = functools.partial(supervised.train_step, optimizer=optimizer, **sft.objective(model))
     return jax.jit(step).trace(state, batch)
 
 

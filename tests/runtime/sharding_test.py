@@ -141,9 +141,7 @@ def test_a_look_up_gathers_neither_the_batch_nor_the_vocabulary():
     batch = {"tokens_BS": np.zeros((2, 8, 16), np.int32), "weight_B": np.zeros((2, 8), np.float32)}
     batch |= {name: np.zeros((2, 8, 16), bool) for name in ("mask_BS", "response_BT")}
     batch["columns_BT"] = batch["tokens_BS"]
-    losses = functools.partial(sft.token_losses, model=model)
-    counted = {"losses": losses, "count": sft.count_tokens}
-    step = functools.partial(train_step, optimizer=optimizer, **counted)
+    step = functools.partial(train_step, optimizer=optimizer, **sft.objective(model))
     text = compile_step(step, abstract, sharding.put_batch(batch, mesh, axis=1), mesh).as_text()
     gathered = re.findall(r"= \w+\[([\d,]*)\]\S* all-gather\(", text)
     assert "32,32" in gathered  # half of the vocabulary of 64

@@ -102,9 +102,7 @@ def gradient(params, batch):
 
 @functools.partial(jax.jit, static_argnames="optimizer")
 def step(state, batch, optimizer=OPTIMIZER):
-    losses = functools.partial(sft.token_losses, model=MODEL)
-    counted = {"losses": losses, "count": sft.count_tokens}
-    return supervised.train_step(state, batch, optimizer=optimizer, **counted)
+    return supervised.train_step(state, batch, optimizer=optimizer, **sft.objective(MODEL))
 
 
 def learn(batch, optimizer=OPTIMIZER):
