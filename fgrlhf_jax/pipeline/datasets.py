@@ -20,11 +20,11 @@ from fgrlhf_jax.tiny_world.words import make_tokenizer
 
 FIELDS = {Edit: ("original", "edited"), Preference: ("output_1", "output_2", "preference")}
 SETS = ("sft", "feedback", "ppo", "validation", "test")
-ROUND_SEED = 10**5  # added to a seed for the people of a round
+ROUND_SEED = 10**5  # times the round's number: added to the seed of its simulated editors
 
 
 def make_data(config: ConfigDict, folder: Path) -> None:
-    """``data/``: of the embedded world, or of the files that the config names."""
+    """Writes ``data/``, from the embedded world or from the files that the config names."""
     if config.files.edits:
         sets = sets_of_files(config)
         for name, rows in drop_held_out_prompts(sets).items():
@@ -39,12 +39,12 @@ def make_data(config: ConfigDict, folder: Path) -> None:
 
 
 def sets_of_files(config: ConfigDict) -> dict[str, list[Record]]:
-    """The rows of every file of ``data/``, from the files that the config names."""
+    """The rows of every file of ``data/``, read from the files that the config names."""
     files = config.files
     edits = read_kind(Edit, files.edits)
     preferences = read_kind(Preference, files.preferences) if files.preferences else []
-    # Edits and preferences at once, so that a prompt of both is on one side; exactly, since a file
-    # that was split by the same hash before may have no low ones.
+    # Edits and preferences are split together, so that a prompt of both is on one side. The split
+    # is exact: a file that the same hash has split before may have no low hashes.
     if files.edits_validation:
         held_out = read_kind(Edit, files.edits_validation)
         learned, rest = preferences, []
@@ -53,7 +53,7 @@ def sets_of_files(config: ConfigDict) -> dict[str, list[Record]]:
         learned, held_out = [*edits, *learned], [*held_out, *rest]
     else:
         learned, held_out = split([*edits, *preferences], 0.1, config.seed, exact=True)
-    # Another seed than that of the split before, whose hash these rows have in common.
+    # A new seed: the rows were selected by the hash with the first seed.
     parts = {"train": learned}
     parts["validation"], parts["test"] = split(held_out, 0.5, config.seed + 1, exact=True)
     kinds = {"edits": Edit, "preferences": Preference} if preferences else {"edits": Edit}
@@ -79,7 +79,7 @@ def sets_of_files(config: ConfigDict) -> dict[str, list[Record]]:
 
 
 def drop_held_out_prompts(sets: dict[str, list[Record]]) -> dict[str, list[Record]]:
-    """Nothing is learned from a prompt of validation or test; none of test is in validation."""
+    """Removes test prompts from validation, and prompts of both from the training sets."""
 
     def prompts_of(*parts: str) -> set[str]:
         names = [name for name in sets if any(part in name for part in parts)]
@@ -97,10 +97,7 @@ def drop_held_out_prompts(sets: dict[str, list[Record]]) -> dict[str, list[Recor
 
 
 def read_kind(kind: type, spec: str) -> list[Record]:
-    """The records of files that hold one kind.
-
-    Raises InputError for a row of another kind.
-    """
+    """The records of files with one kind of row; raises InputError for a row of another kind."""
     rows, name = sources.read(spec), kind.__name__.lower()
     for number, row in enumerate(rows, 1):
         if not isinstance(row, kind):
@@ -114,7 +111,7 @@ def read_kind(kind: type, spec: str) -> list[Record]:
 
 
 def distinct_prompts(rows: Sequence[Record]) -> list[Instruction]:
-    """The prompts of records, each once, in order."""
+    """The distinct prompts of records, in order."""
     first: dict = {}
     for row in rows:
         prompt = Instruction(row.instruction, row.input, "", row.messages)
@@ -123,7 +120,7 @@ def distinct_prompts(rows: Sequence[Record]) -> list[Instruction]:
 
 
 def make_feedback(config: ConfigDict, folder: Path, seed: int) -> None:
-    """``feedback/``: a seed's edits and preferences, split by prompt."""
+    """Writes ``feedback/``: a seed's edits and preferences, split by prompt."""
     out = folder / f"seed_{seed}" / "feedback"
     if config.files.edits:
         paths = sorted((folder / "data").glob("*_*.jsonl"))
@@ -134,9 +131,9 @@ def make_feedback(config: ConfigDict, folder: Path, seed: int) -> None:
 
 
 def make_parts(config: ConfigDict, folder: Path, seed: int, total: int) -> None:
-    """``parts_of_N/``: the prompts of the feedback in N parts, and the edits on each of them.
+    """Writes ``parts_of_N/``: N parts of the feedback's prompts, with the edits on each part.
 
-    Raises InputError for fewer prompts than parts.
+    Raises InputError if there are fewer prompts than parts.
     """
     home = folder / f"seed_{seed}"
     feedback = {path.stem: sources.read(str(path)) for path in (home / "feedback").glob("*.jsonl")}
@@ -163,21 +160,21 @@ def make_parts(config: ConfigDict, folder: Path, seed: int, total: int) -> None:
 
 
 def write_sets(folder: Path, sets: dict[str, list[Record]]) -> None:
-    """``NAME.jsonl`` of every set, and at last ``counts.json``."""
+    """Writes ``NAME.jsonl`` for every set; ``counts.json`` comes last and marks completion."""
     for name, rows in sets.items():
         write_jsonl(folder / f"{name}.jsonl", rows)
     write_json(folder / "counts.json", {name: len(rows) for name, rows in sets.items()})
 
 
 def make_round(config: ConfigDict, home: Path, seed: int, name: str) -> None:
-    """``ROUND/``: edits of the samples of the round's policy.
+    """Writes ``ROUND/``: edits of samples of the round's policy.
 
-    Raises InputError where people or a language model have to make them first, saying how.
+    Raises InputError, with the commands, if people or a language model must edit the samples first.
     """
     samples, out = home / f"{name}_samples.json", home / name
     if config.embedded:
         rates = Rates(**config.world.rates)
-        # Each round has a seed of its own: with the same one its people would err alike.
+        # Each round has its own seed, so that its simulated editors make other mistakes.
         people = config.seed + seed + ROUND_SEED * int(config.rounds[name].part.split("_")[0])
         edits, _ = collect_feedback(*read_samples(samples), people, rates)
     elif (file := out / "edits.jsonl").exists():
@@ -201,9 +198,9 @@ def make_round(config: ConfigDict, home: Path, seed: int, name: str) -> None:
 
 
 def feedback_on_samples(config: ConfigDict, path: Path, seed: int) -> dict[str, list[Record]]:
-    """What the people of the embedded world say about two samples a prompt.
+    """Simulated people's edits and preferences on two samples per prompt, as split sets.
 
-    ``gold_test`` are the same pairs as ``preferences_test``, labelled without noise.
+    ``gold_test`` has the pairs of ``preferences_test``, labelled without noise.
     """
     rates = Rates(**config.world.rates)
     feedback = collect_feedback(*read_samples(path), config.seed + seed, rates)
@@ -216,7 +213,7 @@ def feedback_on_samples(config: ConfigDict, path: Path, seed: int) -> dict[str, 
 
 
 def read_samples(path: Path) -> tuple[list[str], list[str], list[str]]:
-    """Prompts, and two responses to each, of ``launch.generate``."""
+    """Prompts and two responses to each, from a file of ``launch.generate``."""
     like, to_do = [{"instruction": "", "output": ""}], "delete it and run the pipeline again"
     samples = read_json(path, like, to_do)
     prompts = [sample["instruction"] for sample in samples[::2]]
@@ -224,7 +221,7 @@ def read_samples(path: Path) -> tuple[list[str], list[str], list[str]]:
 
 
 def gold_pairs(rows: Sequence[Preference]) -> list[Preference]:
-    """The same pairs labelled by the gold judge; those that it scores equally left out."""
+    """The pairs labelled by the exact judge, without pairs that it scores equally."""
     labelled = []
     for row in rows:
         scores = [gold_score(row.instruction, t) for t in (row.output_1, row.output_2)]

@@ -1,4 +1,4 @@
-"""Flags of a study's commands: texts such as ``steps=20,kl.coef=0.1`` in its config."""
+"""Flags of a study's commands, which its config holds as text: ``steps=20,kl.coef=0.1``."""
 
 import re
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from fgrlhf_jax.errors import InputError
 
-# Flags of commands that follow from a field of the pipeline, and that field.
+# Flag of a command: the pipeline's field that sets it.
 FIELD_OF_FLAG = {
     **{name: name for name in ("seed", "judge", "run_dir")},
     **{f"data.{name}": name for name in ("template", "max_prompt_length", "max_new_tokens")},
@@ -16,10 +16,10 @@ _NAME = r"[A-Za-z_][\w.]*"
 
 
 def parse_flags(text: str, field: str = "flags") -> dict[str, str]:
-    """``{"steps": "20", "kl.coef": "0.1"}`` of ``"steps=20,kl.coef=0.1"``.
+    """Parses ``"steps=20,kl.coef=0.1"`` to ``{"steps": "20", "kl.coef": "0.1"}``.
 
     A comma that no ``NAME=`` follows belongs to the value before it, as in ``mesh=1,-1,1``. Raises
-    InputError, naming the config ``field``, for text of another form.
+    InputError, with the name of the config ``field``, for text of another form.
     """
     flags = {}
     for flag in re.split(rf",\s*(?={_NAME}=)", text.strip(" ,")) if text.strip(" ,") else ():
@@ -31,10 +31,10 @@ def parse_flags(text: str, field: str = "flags") -> dict[str, str]:
 
 
 def read_flags(config: ConfigDict, *groups: str) -> dict[str, str]:
-    """The flags of groups such as "ppo" and "arms.oracle": their defaults, then their flags.
+    """The merged flags of groups such as "ppo" and "arms.oracle".
 
-    A later one replaces an earlier one of the same name, flags replace defaults. Before all are
-    those of ``config.lora``, but for an SFT from random weights.
+    In order of increasing priority: ``config.lora`` (except for SFT from random weights), the
+    groups' defaults, the groups' flags; later groups override earlier ones.
     """
     flags = {}
     for kind in ("defaults", "flags"):
@@ -51,14 +51,14 @@ def read_flags(config: ConfigDict, *groups: str) -> dict[str, str]:
 def command_line(
     command: str, spec: str, flags: Mapping[str, object], settings: Mapping[str, object]
 ) -> tuple[str, ...]:
-    """The words that run a command with ``--config=spec``.
+    """The words of the command line of ``command`` with ``--config=spec``.
 
     Args:
-      flags: of the user or the study.
-      settings: what the pipeline itself sets, which joins this command to the others.
+      flags: set by the user or the study.
+      settings: set by the pipeline: files of other stages, seeds and shared fields.
 
     Raises:
-      InputError: for a flag that is also a setting, and would be in vain.
+      InputError: for a flag that is also a setting.
     """
     for name in sorted(flags.keys() & settings.keys()):
         field = FIELD_OF_FLAG.get(name)

@@ -1,4 +1,4 @@
-"""The results of a study: the files of all its stages, as what the report is made from."""
+"""Collects the results of a study from the files of its stages, for the report."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,16 +12,16 @@ from fgrlhf_jax.pipeline.arms import BASE, ORACLE
 from fgrlhf_jax.runtime import run_dir
 from fgrlhf_jax.runtime.files import read_json, read_jsonl
 
-CORRELATION = "reward/length_correlation"  # of PPO, over the responses of a rollout
+CORRELATION = "reward/length_correlation"  # metric of PPO, over the responses of a rollout
 DECODINGS = ("sampled", "greedy")
-FIGURES = ("kl", "correction_accuracy", "corrections", "fluency")  # of a policy
+FIGURES = ("kl", "correction_accuracy", "corrections", "fluency")  # measures of a policy
 
 
 def gather(config: ConfigDict, folder: Path, arms: dict[str, str], models: dict[str, str]) -> dict:
-    """The ``study`` that ``report.content`` takes, but for seconds and commands.
+    """The ``study`` for ``report.content.build_report``, without seconds and commands.
 
     Args:
-      arms: labels of the arms, in the order to show them.
+      arms: labels of the arms, in display order.
       models: labels of the reward models.
     """
     homes = [folder / f"seed_{seed}" for seed in range(config.seeds)]
@@ -44,7 +44,7 @@ def gather(config: ConfigDict, folder: Path, arms: dict[str, str], models: dict[
         "heatmaps": [
             item | {"by": {n: side for n, side in item["by"].items() if n in (*models, ORACLE)}}
             for item in tables[0]["heatmaps"]
-            if models  # a folder may have those of other arms
+            if models  # the folder may have heat maps of other arms' models
         ],
         "samples": read_samples(folder, homes[0] / "answers", arms, config.report_samples),
         "at_once": config.workers,
@@ -53,7 +53,7 @@ def gather(config: ConfigDict, folder: Path, arms: dict[str, str], models: dict[
 
 
 def read_run(home: Path, arm: str) -> dict:
-    """One arm of one seed: its test responses, and of PPO its evaluations and seconds a step."""
+    """Results of one arm and seed: test responses; for PPO also evaluations, seconds per step."""
     rows = read_jsonl(home / arm / "metrics.jsonl")
     curve = learning_curve(rows)
     seconds = [row["time/step"] for row in rows if "time/step" in row][1:]
@@ -61,7 +61,7 @@ def read_run(home: Path, arm: str) -> dict:
     answers, reference, start = (
         _read(home / "answers" / f"{name}.json") for name in (arm, "reference", BASE)
     )
-    # Both decodings against the reference's samples at T = 1, and against the start, greedy.
+    # Outcomes against the reference samples (T = 1), and against the start's greedy responses.
     references = {"outcome": reference["sampled"], "outcome_greedy_start": start["greedy"]}
     run = {
         "curve": curve,
@@ -82,7 +82,7 @@ def read_run(home: Path, arm: str) -> dict:
 
 
 def read_samples(folder: Path, answers: Path, arms: Iterable[str], count: int) -> list[dict]:
-    """The arms' responses at T = 1 to the first ``count`` test prompts, and the reference's."""
+    """Responses of the arms and of the reference (T = 1) to the first ``count`` test prompts."""
     reference = _read(answers / "reference.json")["sampled"][:count]
     prompts = sources.read(str(folder / "data" / "test.jsonl"))[: len(reference)]
     samples = [{"prompt": prompt_text(prompt), "by": {}} for prompt in prompts]
@@ -99,15 +99,15 @@ def read_samples(folder: Path, answers: Path, arms: Iterable[str], count: int) -
 
 
 def _outcomes(responses: list[dict], reference: list[dict]) -> list[float | None]:
-    """See ``win_rate.outcomes``; without a judge there are neither scores nor outcomes."""
+    """Outcomes as in ``win_rate.outcomes``; None for every response without a judge."""
     scores, others = ([row["score"] for row in rows] for rows in (responses, reference))
     return [None] * len(scores) if None in scores else win_rate.outcomes(scores, others).tolist()
 
 
 def learning_curve(rows: list[dict]) -> list[dict]:
-    """The evaluations among the rows of a metrics.jsonl of PPO; empty for other runs.
+    """The evaluations in the rows of PPO's metrics.jsonl; empty for other runs.
 
-    ``gold`` is the judge's score, ``seconds`` the time of training until then.
+    ``gold`` is the judge's score, ``seconds`` the training time up to the evaluation.
     """
     curve = []
     for row in rows:

@@ -1,11 +1,11 @@
-"""Stages: commands joined by files. Each runs once, when what it needs is there.
+"""Runs stages: commands that exchange files. Each runs once, after the stages that it needs.
 
-A finished stage is known by its command, and by the values of the config that it read: another
-config may go on in the same folder where these are the same. One that needs more stages than
-before, as answers of more arms, runs again and adds what it lacks.
+A marker records a finished stage's command and the config values that it read; another config may
+continue in the same folder if these are equal. A stage that needs more stages than before, such as
+answers of more arms, runs again and adds what is missing.
 
-To have a stage made again, delete its output: what it left, and what was made from it, directly or
-not, is set aside as NAME.old-1 and made again too.
+To run a stage again, delete its output. Its other files and those of all stages that depend on it
+are renamed to NAME.old-1, and these stages run again too.
 """
 
 import contextlib
@@ -28,17 +28,17 @@ _NO_TRAINING = ("launch.pipeline", "launch.generate")
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """``python -m command``; it is done when ``output`` exists and the command ended well."""
+    """``python -m command``; it is done when the command has succeeded and ``output`` exists."""
 
     name: str
     command: tuple[str, ...]
     output: Path
-    needs: tuple[str, ...] = ()  # names of stages that must be done before
+    needs: tuple[str, ...] = ()  # names of stages that must be done first
     environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    fields: Mapping[str, object] = dataclasses.field(default_factory=dict)  # that it reads itself
+    fields: Mapping[str, object] = dataclasses.field(default_factory=dict)  # config read by it
 
     def shown(self) -> str:
-        """The command as a person would type it."""
+        """The command as typed in a shell."""
         variables = [f"{name}={value}" for name, value in self.environment.items()]
         return " ".join([*variables, "python -m", *self.command])
 
@@ -46,32 +46,32 @@ class Stage:
 def run(
     stages: Sequence[Stage], folder: Path, *, workers: int, say: Callable[[str], None] = print
 ) -> None:
-    """Run the stages that are not done, up to ``workers`` at a time, in order where that may be.
+    """Runs the stages that are not done, up to ``workers`` at a time, in order if needs allow.
 
     The output of a stage goes to ``folder/logs/NAME.log``. All share one compilation cache.
 
     Raises:
-      InputError: when a stage fails: its name, its log and its last message. The others are asked
-        to save and stop; a later start goes on from there.
+      InputError: if a stage fails, with its name, log and last message. The others are asked to
+        save and stop; a later start continues from there.
       KeyboardInterrupt: after Ctrl-C or SIGTERM, once the running stages have saved and stopped.
     """
     for name in ("stages", "logs"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     done = set_aside(stages, find_done(stages, folder), folder, say)
     if done:
-        say(f"{len(done)} of {len(stages)} stages are there already")
+        say(f"{len(done)} of {len(stages)} stages are already done")
     waiting = [stage for stage in stages if stage.name not in done]
-    running: dict[int, tuple[Stage, float]] = {}  # by the number of the process
+    running: dict[int, tuple[Stage, float]] = {}  # by pid
     begun = [stage for stage in waiting if _has_run(stage, folder)]
     grown = {stage.name: _read_marker(stage, folder) for stage in begun}
     if not waiting:
         return
     cache = (folder / "cache").absolute()
-    forget_halves_of_entries(cache)
+    remove_broken_entries(cache)
     shared = {
         PARENT: str(os.getpid()),
         "JAX_COMPILATION_CACHE_DIR": str(cache),
-        "JAX_COMPILATION_CACHE_MAX_SIZE": str(2**32),  # with a limit, it takes a lock
+        "JAX_COMPILATION_CACHE_MAX_SIZE": str(2**32),  # with a size limit, JAX locks the cache
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
     }
     with Interrupt() as interrupt, Starter(shared) as starter:
@@ -84,7 +84,7 @@ def run(
                         running[number] = stage, time.perf_counter()
                 if not running:
                     missing = sorted({n for stage in waiting for n in stage.needs} - done)
-                    raise ValueError(f"stages need {missing}, which nothing makes")
+                    raise ValueError(f"stages need {missing}, which no stage makes")
                 time.sleep(0.05)
                 if interrupt.flag:
                     raise KeyboardInterrupt
@@ -106,11 +106,11 @@ def run(
                     running.pop(number, None)
 
 
-def forget_halves_of_entries(cache: Path) -> None:
-    """Mend a compilation cache with a size limit.
+def remove_broken_entries(cache: Path) -> None:
+    """Removes entries without an access time from a compilation cache with a size limit.
 
-    A kill may leave an entry without its time. JAX reads the times of all before it writes another,
-    so that it would write none any more.
+    A kill may leave such an entry. JAX reads the times of all entries before it writes one, so it
+    would never write again.
     """
     cache.mkdir(parents=True, exist_ok=True)
     for entry in cache.glob("*-cache"):
@@ -119,10 +119,9 @@ def forget_halves_of_entries(cache: Path) -> None:
 
 
 def find_done(stages: Sequence[Stage], folder: Path) -> set[str]:
-    """The names of the stages that an earlier start finished, with all that they need now.
+    """The names of finished stages that need no more stages now than they did then.
 
-    Raises InputError for a stage that was made with other values, naming them; and where what it
-    left has changed since.
+    Raises InputError, with details, if a stage ran with other values or its files have changed.
     """
     done = set()
     for stage in stages:
@@ -134,7 +133,7 @@ def find_done(stages: Sequence[Stage], folder: Path) -> set[str]:
                 f"run_dir={folder} holds a run of an earlier version; choose another run_dir, or "
                 "finish it with that version"
             )
-        again = f"delete {stage.output}: then it and what was made from it are made again"
+        again = f"delete {stage.output}: then it and all that depends on it run again"
         before = _made_with(marker["command"], marker["fields"])
         fields = user_function.comparable(stage.fields, marker["fields"])
         now = _made_with(stage.command, fields)
@@ -148,8 +147,8 @@ def find_done(stages: Sequence[Stage], folder: Path) -> set[str]:
         for name, digest in marker["sha256"].items():
             if digests.get(name) != digest:
                 raise InputError(
-                    f"{stage.output.with_name(name)}: is not as stage {stage.name} left it; put "
-                    f"back a copy, or {again}"
+                    f"{stage.output.with_name(name)}: changed since stage {stage.name} wrote it; "
+                    f"restore a copy, or {again}"
                 )
         if set(stage.needs) <= set(marker["needs"]):
             done.add(stage.name)
@@ -159,7 +158,7 @@ def find_done(stages: Sequence[Stage], folder: Path) -> set[str]:
 def _mark(
     stage: Stage, stages: Sequence[Stage], folder: Path, took: float, before: dict | None
 ) -> None:
-    """Writes down what a stage was made of; ``before`` is the marker of one that went on."""
+    """Writes a finished stage's marker; ``before`` is its marker from an earlier run, if any."""
     before = before or {"needs": [], "seconds": 0.0}
     marker = {
         "command": stage.command,
@@ -182,12 +181,12 @@ def _has_run(stage: Stage, folder: Path) -> bool:
 
 def _read_marker(stage: Stage, folder: Path) -> dict:
     like = {"command": [""], "seconds": 0.0, "sha256": {}}
-    to_do = f"delete it, and stage {stage.name} is made again"
+    to_do = f"delete it, and stage {stage.name} runs again"
     return files.read_json(_marker(stage, folder), like, to_do)
 
 
 def _digests(stage: Stage, stages: Sequence[Stage], folder: Path) -> dict[str, str]:
-    """Digests of the JSON that a stage leaves, by the names of the files beside its output."""
+    """Digests of a stage's JSON files, by file name."""
     owned = _owned(stage, stages, folder)
     paths = [owned] if owned == stage.output else owned.glob("*.json*")
     return {path.name: files.digest(path) for path in paths if path.name != "config.json"}
@@ -196,11 +195,11 @@ def _digests(stage: Stage, stages: Sequence[Stage], folder: Path) -> dict[str, s
 def set_aside(
     stages: Sequence[Stage], done: set[str], folder: Path, say: Callable[[str], None]
 ) -> set[str]:
-    """Rename what was made from a stage that is not done; returns ``done`` without these stages.
+    """Renames files of stages that depend on one not done; returns ``done`` without these stages.
 
-    In its place a command would go on with it, or answer that it is finished.
+    Otherwise their commands would resume from the old files or report that they are finished.
     """
-    needs = {}  # of what is there, what it was made from: a stage may need more now
+    needs = {}  # of a stage that has run, its needs at that time: it may need more now
     for stage in stages:
         has_run = _has_run(stage, folder)
         made_from = _read_marker(stage, folder)["needs"] if has_run else stage.needs
@@ -213,19 +212,19 @@ def set_aside(
     was_done = {n for name, paths in remains.items() if paths for n in _ancestors(name, needs)}
     for stage in stages:
         missing = sorted(_ancestors(stage.name, needs) - done)
-        # An interrupted stage has no marker, and nothing was made from it: it goes on.
+        # An interrupted stage has no marker, and no stage has used its files: it resumes.
         finished = stage.name in was_done or _marker(stage, folder).exists()
         deleted = stage.name not in done and finished and not _has_run(stage, folder)
         if remains[stage.name] and (missing or deleted):
             names = ", ".join(missing)
-            reason = f"made from {names}" if missing else "its output or marker was deleted"
+            reason = f"it depends on {names}" if missing else "its output or marker was deleted"
             moved = [_rename(path) for path in remains[stage.name]]
-            say(f"{stage.name} is made again ({reason}); the old one is kept: {moved[0]}")
+            say(f"{stage.name} runs again ({reason}); its old output is kept: {moved[0]}")
     return {name for name in done if _ancestors(name, needs) <= done}
 
 
 def _ancestors(name: str, needs: Mapping[str, Iterable[str]]) -> set[str]:
-    """All stages that a stage is made from, directly or not."""
+    """All stages that a stage depends on, directly or indirectly."""
     return {each for need in needs[name] for each in (need, *_ancestors(need, needs))}
 
 
@@ -236,10 +235,7 @@ def seconds(stages: Sequence[Stage], folder: Path) -> dict[str, float]:
 
 
 def training_seconds(stages: Sequence[Stage], folder: Path) -> dict[str, float]:
-    """Seconds of each stage and of every training that it needs, but for the common first policy.
-
-    Stages that are not done are left out.
-    """
+    """Seconds of each finished stage with all training that it needs, without the common SFT."""
     took, needs = seconds(stages, folder), {stage.name: stage.needs for stage in stages}
     common = {stage.name for stage in stages if stage.command[0] in _NO_TRAINING} | {"sft"}
     all_of = {name: {name} | _ancestors(name, needs) for name in took}
@@ -247,21 +243,21 @@ def training_seconds(stages: Sequence[Stage], folder: Path) -> dict[str, float]:
 
 
 def _start(stage: Stage, folder: Path, starter: Starter) -> int:
-    """The number of its process."""
+    """Starts a stage and returns its pid."""
     stage.output.parent.mkdir(parents=True, exist_ok=True)
     _marker(stage, folder).unlink(missing_ok=True)
     return starter.start(stage.command, _log(stage, folder), stage.environment)
 
 
 def _owned(stage: Stage, stages: Sequence[Stage], folder: Path) -> Path:
-    """What a stage leaves: the folder of its output, or its output alone where others share it."""
+    """The folder of a stage's output, or only the output if other stages write there too."""
     home, others = stage.output.parent, (other.output for other in stages if other is not stage)
     shared = home == folder or any(home in output.parents for output in others)
     return stage.output if shared else home
 
 
 def _rename(path: Path) -> Path:
-    """To the first of NAME.old-1, NAME.old-2, … that is free."""
+    """Renames a path to the first free name among NAME.old-1, NAME.old-2, …"""
     names = (path.with_name(f"{path.name}.old-{number}") for number in itertools.count(1))
     return path.rename(next(name for name in names if not name.exists()))
 
@@ -275,18 +271,18 @@ def _log(stage: Stage, folder: Path) -> Path:
 
 
 def _failure(stage: Stage, status: int, folder: Path) -> str:
-    """The last error in a stage's log since its last failure, or else its last line."""
+    """A message with the last error, or else the last line, that a failed stage logged."""
     path = _log(stage, folder)
     text = path.read_text(encoding="utf-8", errors="replace")
     lines = re.split(r"^failed with status .*\n", text, flags=re.MULTILINE)[-1].splitlines()
-    lines = [line for line in lines if line.strip()] or ["it said nothing"]
+    lines = [line for line in lines if line.strip()] or ["it printed nothing"]
     errors = [line for line in lines if line.startswith("error: ")] or lines
     message = errors[-1].removeprefix("error: ")
     if status == -signal.SIGKILL:
-        message = "it was killed, as where memory runs out; take fewer workers or smaller batches"
+        message = "it was killed, perhaps for memory; use fewer workers or smaller batches"
     try:
         with path.open("a", encoding="utf-8") as log:
             log.write(f"failed with status {status}\n")
-    except OSError as error:  # why there may be no message
+    except OSError as error:  # which may also be why there is no message
         message = f"its log cannot be written ({error.strerror}); {files.advice(error)}"
     return f"stage {stage.name} failed with status {status}: {message} (see {path})"

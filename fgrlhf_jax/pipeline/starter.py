@@ -1,8 +1,9 @@
-"""Starts commands at once: as copies of one process that has imported what they all need.
+"""Starts commands quickly, as forks of one process that has already imported their modules.
 
-Importing takes up to three seconds a command, more than all else that a small stage does. On Linux
-the server, a process that has imported it and does nothing more, forks for each command. It ends
-with the process that asks it, and then the commands do (``launch.shared.process``).
+Imports take up to three seconds per command, longer than the work of a small stage. On Linux a
+server process imports the modules once and forks for each command; elsewhere it starts new
+processes. The server ends with the process that uses it; then its commands end
+(``launch.shared.process``).
 """
 
 import contextlib
@@ -22,7 +23,7 @@ from pathlib import Path
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.runtime.interrupt import SIGNALS
 
-# A fork has none of the threads of its parent: no module here may start one when it is imported.
+# Imported before forking. None may start a thread on import: a fork does not copy threads.
 MODULES = (
     "fgrlhf_jax.pipeline.tasks",
     "fgrlhf_jax.ppo.train",
@@ -33,14 +34,14 @@ MODULES = (
     "transformers.models.llama.configuration_llama",
 )
 
-_FORKS = sys.platform == "linux"  # elsewhere libraries of the system do not survive a fork
-_started: list[subprocess.Popen] = []  # else subprocess itself would ask how they ended
+_FORKS = sys.platform == "linux"  # elsewhere system libraries do not survive a fork
+_started: list[subprocess.Popen] = []  # else subprocess would reap their exit statuses
 
 
 class Starter:
-    """Within it, ``start`` runs ``python -m COMMAND`` in a process of its own.
+    """Context manager whose ``start`` runs ``python -m COMMAND`` in a new process.
 
-    The ``environment`` are variables of all commands, beside those of this process.
+    ``environment`` is added to this process's environment variables for all commands.
     """
 
     def __init__(self, environment: Mapping[str, str]):
@@ -53,7 +54,7 @@ class Starter:
             stdout=subprocess.PIPE,
             text=True,
             env=os.environ | self._environment,
-            start_new_session=True,  # a Ctrl-C reaches the commands through us, once
+            start_new_session=True,  # only this process gets Ctrl-C; it stops the commands
         )
         return self
 
@@ -61,8 +62,8 @@ class Starter:
         self._server.communicate()
 
     def start(self, command: Sequence[str], log: Path, environment: Mapping[str, str]) -> int:
-        """The number of a new process; what it prints is appended to ``log``."""
-        log.open("ab").close()  # where it cannot be written, the error is ours
+        """Starts a process, appends its output to ``log``, and returns its pid."""
+        log.open("ab").close()  # raises here if the log cannot be written
         return self._ask([*command], str(log.absolute()), {**environment})
 
     def statuses(self) -> dict[int, int]:
@@ -75,20 +76,20 @@ class Starter:
         if answer := self._server.stdout.readline():
             return json.loads(answer)
         killed = self._server.wait() == -signal.SIGKILL
-        reason = "was killed, as where memory runs out" if killed else "has ended, see above"
+        reason = "was killed, perhaps for memory" if killed else "has ended, see above"
         raise InputError(
-            f"the process that starts the stages {reason}; run the same command to go on"
+            f"the process that starts the stages {reason}; repeat the command to continue"
         )
 
 
 def serve() -> None:
-    """Answers questions on stdin until it is closed; returns in a fork too, after its command."""
-    # Signals to all processes at once are for the commands; the server ends with who asks it.
+    """Answers requests on stdin until it is closed. Also returns in a fork, after its command."""
+    # The server ignores signals to the whole group: it ends when its stdin is closed.
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     warnings.filterwarnings("ignore", "This process", DeprecationWarning)  # OpenBLAS has threads
     for module in sys.argv[1:]:
         importlib.import_module(module)
-    gc.freeze()  # a fork that looked for garbage in it all would copy it all
+    gc.freeze()  # garbage collection in a fork would copy the parent's pages
     while line := sys.stdin.readline():
         answer = {}
         if command := json.loads(line):
@@ -96,14 +97,14 @@ def serve() -> None:
             if not answer:
                 return
         else:
-            with contextlib.suppress(ChildProcessError):  # there is none any more
+            with contextlib.suppress(ChildProcessError):  # no child is left
                 while (ended := os.waitpid(-1, os.WNOHANG))[0]:
                     answer[ended[0]] = os.waitstatus_to_exitcode(ended[1])
         print(json.dumps(answer), flush=True)
 
 
 def _start(words: list[str], log: str, environment: dict[str, str]) -> int:
-    """The number of the new process; 0 in that process, once its command has ended."""
+    """Starts a command and returns its pid; in a fork returns 0 after the command has ended."""
     with open(log, "ab") as out, open(os.devnull, "rb") as nothing:
         if not _FORKS:
             streams = {"stdin": nothing, "stdout": out, "stderr": out}
@@ -120,12 +121,12 @@ def _start(words: list[str], log: str, environment: dict[str, str]) -> int:
             os.dup2(file.fileno(), number)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     os.environ.update(environment)
-    if jax := sys.modules.get("jax"):  # it has read its variables already
+    if jax := sys.modules.get("jax"):  # JAX has already read its variables
         for name in (name for name in environment if name.startswith("JAX_")):
             field, value = name.lower(), environment[name]
             is_number = isinstance(getattr(jax.config, field), int)
             jax.config.update(field, int(value) if is_number else value)
-    sys.argv = ["-m", *words[1:]]  # as `python -m` has it while it imports
+    sys.argv = ["-m", *words[1:]]  # what `python -m` sets during the import
     runpy.run_module(words[0], run_name="__main__", alter_sys=True)
     return 0
 

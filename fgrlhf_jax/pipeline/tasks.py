@@ -1,7 +1,7 @@
-"""What a study does between its commands: data, feedback, answers, tables; all of it files.
+"""The tasks between a study's training commands: data, feedback, answers and tables, as files.
 
     folder/data/       sft, feedback, ppo, validation and test .jsonl
-    folder/sft/        the policy that everything starts from
+    folder/sft/        the policy that all arms start from
     folder/seed_S/     samples.json -> feedback/ -> runs of arms and reward models, rounds of edits
                        -> answers/, tables.json
 
@@ -31,11 +31,11 @@ from fgrlhf_jax.tiny_world.judge import gold_score, oracle_rewards, words_to_cha
 from fgrlhf_jax.training import correction
 
 MADE_AGAIN = "delete it and run the same command, which makes it again"
-REFERENCE_SEED = 10**6  # added to a seed for the reference's own samples
+REFERENCE_SEED = 10**6  # added to a seed for the reference's samples, which differ from the arms'
 
 
 def run_task(config: ConfigDict) -> None:
-    """Do ``config.task``, NAME[:SEED[:ROUND]], with the config of the run folder."""
+    """Runs ``config.task``, NAME[:SEED[:ROUND]], with the config of the run folder."""
     folder = Path(config.run_dir)
     task, seed, name = (*config.task.split(":"), "", "")[:3]
     if task not in TASK_FIELDS:
@@ -56,23 +56,24 @@ def run_task(config: ConfigDict) -> None:
         models = [*arms.selected(config, "reward_models", names), *models_of_tables(home)]
         make_tables(config, folder, seed, {model: str(home / model) for model in models})
     else:
-        # The first policy comes last: its file says that all are there.
+        # The common start comes last: its file marks the stage as complete.
         policies = [*arms.selected(config, "arms", names), arms.BASE]
         paths = {arm: policy_folder(config, folder, seed, arm) for arm in policies}
         make_answers(config, folder, seed, paths)
 
 
 def make_answers(config: ConfigDict, folder: Path, seed: int, policies: dict[str, str]) -> None:
-    """``answers/ARM.json``: every policy's scored responses to the test prompts, T = 1 and greedy.
+    """Writes ``answers/ARM.json``: every policy's scored responses to the test prompts.
 
-    What an earlier start left with the same config stays. Without a judge the scores are None. With
-    them stand the policy's correction accuracy on the seed's edits that nothing was trained on, its
-    KL from the policy that all arms start from, in the embedded world the words that an editor
-    would still change, and where there is a model to tell, how fluent the responses are.
-    ``answers/reference.json`` are other samples of the SFT policy, drawn with keys that no arm has:
-    with the same ones a response would often be its own reference.
+    Each file has responses at T = 1 and greedy, with scores (None without a judge); the policy's
+    correction accuracy on the seed's held-out edits; its KL from the start of all arms; in the
+    embedded world the words that an editor would still change; and with ``config.fluency_model``
+    the fluency of the responses. Files of an earlier start with the same config are kept.
 
-    ``policies`` are folders by arm, ``sft`` among them. Raises as :func:`check_template`.
+    ``answers/reference.json`` has samples of the SFT policy from keys that no arm uses: with shared
+    keys a response would often equal its reference.
+
+    ``policies`` are folders by arm, including ``sft``. Raises as :func:`check_template`.
     """
     for path in policies.values():
         check_template(path, config.template)
@@ -115,7 +116,7 @@ def make_answers(config: ConfigDict, folder: Path, seed: int, policies: dict[str
         if config.fluency_model:
             measured["fluency"] = measure_fluency(config, prompts, answers)
         write_json(file, {"made_with": made_with} | answers | measured)
-        del model  # else its weights would stay until those of the next one are loaded
+        del model  # frees its weights before the next policy's are loaded
 
 
 def check_template(path: str, template: str) -> None:
@@ -136,7 +137,7 @@ def compare_with_start(
     prompts: Sequence[Record],
     sampled: Sequence[dict],
 ) -> dict:
-    """Correction accuracy on edits, before and after, and the KL of a policy's samples in nats."""
+    """Correction accuracy of start and policy, and their KL on the policy's samples, in nats."""
     size = config.answer_batch_size
     corrections = correction.evaluate(policy, edits, start, batch_size=size)
     texts, ended = ([row[name] for row in sampled] for name in ("output", "finished"))
@@ -155,7 +156,7 @@ def compare_with_start(
 
 
 def measure_fluency(config: ConfigDict, prompts: Sequence[Record], answers: dict) -> dict:
-    """How likely the responses of each decoding are under ``config.fluency_model``."""
+    """Log-probability per token of each decoding's responses under ``config.fluency_model``."""
     model = LanguageModel.load(config.fluency_model, lazy=True)
     return {
         decoding: correction.fluency(
@@ -166,14 +167,14 @@ def measure_fluency(config: ConfigDict, prompts: Sequence[Record], answers: dict
 
 
 def models_of_tables(home: Path) -> list[str]:
-    """The reward models of an earlier start, with other arms: the stage has them as done."""
+    """The reward models of an existing tables.json, which an earlier start with other arms made."""
     like, file = {"reward_models": {}}, home / "tables.json"
     names = read_json(file, like, MADE_AGAIN)["reward_models"] if file.exists() else ()
     return [name for name in names if (home / name / "eval.json").exists()]
 
 
 def make_tables(config: ConfigDict, folder: Path, seed: int, models: dict[str, str]) -> None:
-    """``tables.json``: each reward model on each test set, and token rewards of some responses.
+    """Writes ``tables.json``: each reward model's accuracy per test set, and some token rewards.
 
     ``models`` are run folders by name.
     """

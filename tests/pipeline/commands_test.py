@@ -258,7 +258,7 @@ REFUSED = [
         ({"run_arms": "sft_edits", f"arms__sft_edits__{name}": value}, message)
         for name, value, message in (
             ("start", "mine", "arms.sft_edits.start: 'mine' is not one of sft, "),
-            ("start", "sft_edits", "sft_edits → sft_edits: each is made from the next, in a"),
+            ("start", "sft_edits", "sft_edits → sft_edits: each depends on the next, in a"),
             ("data", "fifth_round", "arms.sft_edits.data: 'fifth_round' is not one of edits, "),
             ("data", "edits,edits_1_of_2", "edits has edits_1_of_2 already"),
             ("data", "edits_3_of_2", "arms.sft_edits.data=3_of_2: is no part of the prompts"),
@@ -272,7 +272,7 @@ REFUSED = [
         ({"run_arms": "grpo", "arms__grpo__reward": reward}, f"arms.grpo.reward{message}")
         for reward, message in (
             (",", " is empty; grpo needs a reward model's name"),
-            ("rm_edits,rm_token", "=rm_edits,rm_token: some reward tokens, some sequences"),
+            ("rm_edits,rm_token", "=rm_edits,rm_token: mixes token and sequence rewards"),
             ("rm_token,oracle", ": 'oracle' is not one of rm_action"),
             ("ddpo:sft:x", "=ddpo:sft:x: is not POLICY:REFERENCE"),
             ("rm_token:sft", ": 'rm_token' is not one of sft, "),

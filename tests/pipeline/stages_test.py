@@ -20,7 +20,7 @@ from fgrlhf_jax.pipeline import stages, starter
 from fgrlhf_jax.pipeline.stages import Stage
 from fgrlhf_jax.runtime.files import write_json
 
-# Like our commands: what is finished is not made again. Its text says what it was made from.
+# Like the commands: a finished output is not written again. Its text names its inputs.
 COMMAND = """
 import os, pathlib, signal, sys, time
 name, output, *needs = sys.argv[1:]
@@ -66,7 +66,7 @@ def test_each_runs_once_after_what_it_needs(make_stage, tmp_path, workers):
     for _ in range(2):
         messages = run(tmp_path / "run", c, a, b, workers=workers)
         assert c.output.read_text() == "c(a(),b(a()))"
-    assert messages == ["3 of 3 stages are there already"]
+    assert messages == ["3 of 3 stages are already done"]
     assert stages.seconds([a, b, c], tmp_path / "run").keys() == {"a", "b", "c"}
     # Its output is in the run folder itself, which is not set aside.
     a.output.unlink()
@@ -104,7 +104,7 @@ def test_a_stage_that_needs_more_goes_on_with_what_it_left(make_stage, tmp_path)
     run(tmp_path, a, few)
     (tmp_path / "c" / "kept").touch()
     assert [line.split()[1] for line in run(tmp_path, a, b, more)[1:]] == ["b:", "c:"]
-    assert run(tmp_path, a, few) == ["2 of 2 stages are there already"]
+    assert run(tmp_path, a, few) == ["2 of 2 stages are already done"]
     # Interrupted when it goes on, it goes on again.
     interrupted = mock.patch.object(stages, "_start", side_effect=KeyboardInterrupt)
     run(tmp_path, d)
@@ -114,7 +114,7 @@ def test_a_stage_that_needs_more_goes_on_with_what_it_left(make_stage, tmp_path)
     assert (tmp_path / "c" / "kept").exists()
     # Of what it is made from all must be there still.
     b.output.unlink()
-    assert "c is made again (made from b)" in " ".join(run(tmp_path, a, b, d, most))
+    assert "c runs again (it depends on b)" in " ".join(run(tmp_path, a, b, d, most))
     assert not (tmp_path / "c" / "kept").exists()
 
 
@@ -122,7 +122,7 @@ def test_a_stage_that_needs_more_goes_on_with_what_it_left(make_stage, tmp_path)
 def test_a_damaged_marker_is_named(make_stage, tmp_path, text):
     run(tmp_path, make_stage("a", tmp_path / "a"))
     (tmp_path / "stages" / "a.json").write_text(text)
-    with pytest.raises(InputError, match=r"stages/a.json: is .*; delete it, and stage a is made a"):
+    with pytest.raises(InputError, match=r"stages/a.json: is .*; delete it, and stage a runs"):
         run(tmp_path, make_stage("a", tmp_path / "a"))
 
 
@@ -136,10 +136,10 @@ def test_changed_results_of_a_stage_are_named(make_stage, tmp_path):
     for path in (a.output, beside):
         content = path.read_bytes()
         path.write_bytes(content + b" ")
-        with pytest.raises(InputError, match=f"{path.name}: is not as stage a left it; put back"):
+        with pytest.raises(InputError, match=f"{path.name}: changed since stage a wrote it"):
             run(tmp_path, a)
         path.write_bytes(content)
-    assert run(tmp_path, a) == ["1 of 1 stages are there already"]
+    assert run(tmp_path, a) == ["1 of 1 stages are already done"]
 
 
 def test_a_failure_is_said_and_what_is_done_stays(make_stage, tmp_path):
@@ -154,12 +154,12 @@ def test_a_failure_is_said_and_what_is_done_stays(make_stage, tmp_path):
     assert json.loads((tmp_path / "stages" / "a.json").read_text())["command"][1] == "a"
     log = tmp_path / "logs" / "killed.log"
     log.write_text("error: of an earlier start\nfailed with status 2\n")
-    with pytest.raises(InputError, match="stage killed failed with status -9: it was killed, as w"):
+    with pytest.raises(InputError, match="stage killed failed with status -9: it was killed, p"):
         run(tmp_path, make_stage("killed", tmp_path / "killed"))
     log.with_name("silent.log").write_text(log.read_text())
-    with pytest.raises(InputError, match="stage silent failed with status 0: it said nothing"):
+    with pytest.raises(InputError, match="stage silent failed with status 0: it printed nothing"):
         run(tmp_path, make_stage("silent", tmp_path / "silent"))
-    with pytest.raises(ValueError, match="nothing makes"):
+    with pytest.raises(ValueError, match="no stage makes"):
         run(tmp_path, b)
 
 
@@ -206,7 +206,7 @@ def assert_made_from(outputs, source: int, d: int = 1) -> None:
 
 
 @pytest.mark.parametrize("deleted", ["output", "marker", "both"])
-def test_what_was_made_from_a_deleted_stage_is_made_again(study, deleted):
+def test_stages_that_depend_on_a_deleted_stage_run_again(study, deleted):
     path, outputs, run_study = study
     run_study()
     for number in (2, 3):
@@ -218,9 +218,9 @@ def test_what_was_made_from_a_deleted_stage_is_made_again(study, deleted):
         messages = run_study()
         assert_made_from(outputs, number)
         old = f"{path}/run/home/c.old-{number - 1}"
-        assert f"c is made again (made from a); the old one is kept: {old}" in messages
-        assert sum("made again" in message for message in messages) == 4
-    assert run_study() == ["5 of 5 stages are there already"]
+        assert f"c runs again (it depends on a); its old output is kept: {old}" in messages
+        assert sum("runs again" in message for message in messages) == 4
+    assert run_study() == ["5 of 5 stages are already done"]
     assert (path / "run/home/b.old-1").read_text() == "b(a(1))"
     assert (path / "run/home/c.old-2/out").read_text() == "c(b(a(2)))"
     assert not (path / "run/d.old-1").exists()
@@ -234,7 +234,7 @@ def test_what_comes_before_a_deleted_stage_stays(study):
     (path / "run/home/e/checkpoint").touch()
     messages = run_study()
     assert_made_from(outputs, 1)
-    assert sum("made again" in message for message in messages) == 1
+    assert sum("runs again" in message for message in messages) == 1
     assert not outputs["e"].with_name("checkpoint").exists()
 
 
@@ -252,7 +252,7 @@ def test_an_interrupted_stage_goes_on_unless_what_it_needs_was_deleted(study):
     run_study()
     assert not checkpoint.exists()
     assert (path / "run/home/e.old-1/checkpoint").exists()
-    # Also where it is interrupted while it is made again.
+    # Also if it is interrupted while it runs again.
     outputs["e"].unlink()
     checkpoint.touch()
     interrupted = mock.patch.object(stages, "_start", side_effect=KeyboardInterrupt)

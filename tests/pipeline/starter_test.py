@@ -57,5 +57,5 @@ def test_a_server_that_was_killed_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr(starter, "MODULES", ())
     with Starter({}) as server:
         server._server.kill()
-        with pytest.raises(InputError, match="the process that starts the stages was killed, as"):
+        with pytest.raises(InputError, match="the process that starts the stages was killed, p"):
             server.start(["json.tool"], tmp_path / "log", {})
