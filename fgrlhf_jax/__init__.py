@@ -1,4 +1,4 @@
-"""Fine-grained RLHF in JAX: rewards for every token, learned from edits, and PPO on them.
+"""Fine-grained RLHF in JAX: token rewards learned from edits of responses, and PPO with them.
 
     import fgrlhf_jax as fg
 
@@ -8,7 +8,7 @@
     for token, reward in reward_model.score([{"instruction": "…", "output": answers.texts[0]}])[0]:
         print(token, reward)
 
-Names are imported when they are first used, since JAX takes a second to import.
+Names are imported on first use, because importing JAX takes a second.
 """
 
 import importlib

@@ -1,15 +1,15 @@
-"""What the CPU's compiler holds in float32 where a bfloat16 device holds bfloat16.
+"""Finds float32 arrays of a CPU program that are bfloat16 on a device, and their memory.
 
-A CPU computes bfloat16 in float32: its compiler widens what goes into a product or a collective,
-and rounds what comes out. A float32 array of a compiled program stands for a bfloat16 one where
+A CPU emulates bfloat16 in float32: its compiler widens the operands of a product or a collective
+and rounds the result. A float32 array of a compiled program stands for a bfloat16 array if
 
-* all of its numbers come from bfloat16 ones by moving alone (gathering, slicing, transposing …), or
-* everything that reads it rounds it to bfloat16 first.
+* all its numbers come from bfloat16 arrays by data movement only (gather, slice, transpose …), or
+* every instruction that reads it first rounds it to bfloat16.
 
-A program without bfloat16 has no such array. What emulation adds to the peak of the temporaries is
-the difference of two replays of the program in the order in which it runs: arrays are held from
-where they are made to where they are last read, as the CPU has them; and with those arrays halved,
-and without the copies that only widen or round.
+A program without bfloat16 has no such array. The memory cost of emulation is the difference in the
+peak of temporaries between two replays of the program's instructions: one with the CPU's arrays,
+each live from its definition to its last use, and one with the emulated arrays halved and without
+the copies that only widen or round.
 """
 
 import functools
@@ -26,19 +26,19 @@ MOVES = {
 }
 IN_PLACE = {"bitcast", "while", "optimization-barrier", "dynamic-update-slice"}
 SUMS = {"all-reduce", "reduce-scatter"}
-# What an array may hold: nothing but constants, numbers that bfloat16 has, any number.
+# Levels of an array's numbers: constants only; representable in bfloat16; any number.
 CONSTANT, NARROW, WIDE = range(3)
 Names = dict[str, set[str]]  # computation -> names of its emulated arrays
 
 
 def emulated(computations: dict[str, Computation], entry: str) -> Names:
-    """The float32 arrays of every computation that stand for bfloat16 ones."""
+    """The float32 arrays of every computation that stand for bfloat16 arrays."""
     narrow, rounded = _narrow(computations, entry), _rounded(computations)
 
-    def is_given(i: Instruction, computation: Computation) -> bool:
+    def is_input(i: Instruction, computation: Computation) -> bool:
         while i.opcode in ("get-tuple-element", "bitcast"):
             i = computation[i.operands[0]]
-        return i.opcode in ("parameter", "while")  # such as float32 weights: no result to round
+        return i.opcode in ("parameter", "while")  # such as float32 weights: no emulated result
 
     return {
         name: {
@@ -47,7 +47,7 @@ def emulated(computations: dict[str, Computation], entry: str) -> Names:
             if i.dtype == "f32"
             and (
                 i.name in narrow.get(name, ())
-                or (not is_given(i, computation) and rounded(name, i.name))
+                or (not is_input(i, computation) and rounded(name, i.name))
             )
         }
         for name, computation in computations.items()
@@ -55,11 +55,11 @@ def emulated(computations: dict[str, Computation], entry: str) -> Names:
 
 
 def _narrow(computations: dict[str, Computation], entry: str) -> Names:
-    """Arrays whose numbers all come from bfloat16 ones by moving."""
+    """Arrays whose numbers all come from bfloat16 arrays by data movement."""
     narrow: Names = {}
 
     def walk(name: str, arguments: list) -> object:
-        """The level of a computation's root: one of an array, a list of a tuple."""
+        """The level of a computation's root; for a tuple a nested list of levels."""
         levels, computation = {}, computations[name]
         for i in computation.values():
             levels[i.name] = level(i, [levels.get(o, WIDE) for o in i.operands], arguments)
@@ -91,12 +91,12 @@ def _narrow(computations: dict[str, Computation], entry: str) -> Names:
             return CONSTANT
         moved = [x for x in operands if not isinstance(x, list)]
         if i.dtype == "f32" and (i.opcode in MOVES or i.opcode == "convert") and moved:
-            # Indices and conditions are no numbers: they level as constants do.
+            # Indices and conditions have the level of constants.
             return max(moved)
         return CONSTANT if i.dtype not in ("", "f32") else WIDE
 
     def carried(body: str, start):
-        """Of a loop's state: the highest that any round makes of it."""
+        """The level of a loop's state: the highest over all iterations."""
         while (after := join(start, walk(body, [start]))) != start:
             start = after
         return start
@@ -111,12 +111,12 @@ def _narrow(computations: dict[str, Computation], entry: str) -> Names:
 
 
 def of_shape(i: Instruction) -> int:
-    """The level of an array of which no more is known than its dtype."""
+    """The level of an array of which only the dtype is known."""
     return NARROW if i.dtype in HALF else WIDE if i.dtype in ("", "f32") else CONSTANT
 
 
 def _rounded(computations: dict[str, Computation]):
-    """``(computation, array)`` -> whether all that reads it rounds it to bfloat16 first."""
+    """A function (computation, array) → whether all its readers first round to bfloat16."""
     users = {name: _users(computation) for name, computation in computations.items()}
     fused = {
         i.called[0]: (name, i.name)
@@ -151,7 +151,7 @@ def is_parameter(i: Instruction) -> bool:
 
 
 def _users(computation: Computation) -> dict[str, list[tuple[str, int]]]:
-    """Instructions that read an array, and as which of their operands."""
+    """Per array the instructions that read it, with the index of the operand."""
     users: dict[str, list[tuple[str, int]]] = {}
     for i in computation.values():
         for place, operand in enumerate(i.operands):
@@ -160,9 +160,9 @@ def _users(computation: Computation) -> dict[str, list[tuple[str, int]]]:
 
 
 def peak_bytes(computations: dict[str, Computation], entry: str, halved: Names) -> int:
-    """The most that the temporaries of a program hold at a time.
+    """The peak size of a program's temporaries, in bytes.
 
-    Arrays in ``halved`` have half the bytes that their dtype says, see :func:`emulated`.
+    Arrays in ``halved`` count half the bytes of their dtype, see :func:`emulated`.
     """
 
     @functools.cache
@@ -186,11 +186,12 @@ def peak_bytes(computations: dict[str, Computation], entry: str, halved: Names) 
 
 
 def _buffers(computations: dict[str, Computation], name: str, halved: Names):
-    """Of every instruction the buffers of its value, nested lists of a tuple; bytes of every
-    buffer; the number of the last instruction that reads it. A buffer is the number of its maker
-    and which of its results it is.
+    """The buffers of a computation, as three dicts.
 
-    What a computation gets and gives back is its caller's: it has no bytes here.
+    Instruction name → buffers of its value (nested lists for a tuple); buffer → bytes; buffer →
+    index of the last instruction that reads it. A buffer is a pair: the index of the instruction
+    that defines it, and the index among its results. Parameters and results belong to the caller
+    and have no bytes here.
     """
     computation = computations[name]
     value, sizes, ends = {}, {}, {}
@@ -216,7 +217,7 @@ def _buffers(computations: dict[str, Computation], name: str, halved: Names):
         else:
             value[i.name] = [(index, 0)]
             arrays = {(index, 0): i}
-            if not i.dtype:  # several arrays, of which each that is read has a name
+            if not i.dtype:  # a tuple: its elements that are read are named
                 arrays = {(index, int(e.attribute("index"))): e for e in elements.get(i.name, ())}
                 value[i.name] = [[(index, k)] for k in range(len(i.elements))]
             for buffer, array in arrays.items():
@@ -227,7 +228,7 @@ def _buffers(computations: dict[str, Computation], name: str, halved: Names):
 
 
 def _converts(i: Instruction, computations: dict[str, Computation], name: str, halved: Names):
-    """Whether it does nothing but widen or round what a device has in bfloat16 on both sides."""
+    """Whether an instruction only converts between two arrays that a device has in bfloat16."""
     inner = computations[i.called[0]].values() if i.opcode == "fusion" else [i]
     if not halved or not {x.opcode for x in inner} <= {"parameter", "convert", "bitcast"}:
         return False
@@ -244,7 +245,7 @@ def _flat(nested):
 
 
 def _updated(fused: Computation) -> int | None:
-    """Which operand a fusion writes a slice of, if it does so in place."""
+    """The index of the operand that a fusion updates in place, or None."""
     i = root_of(fused)
     while i.opcode == "bitcast":
         i = fused[i.operands[0]]
@@ -257,7 +258,7 @@ def _updated(fused: Computation) -> int | None:
 
 
 def _reused(i: Instruction, computation: Computation, buffers, ends, index: int):
-    """The buffer of an operand that an elementwise fusion writes its result over, or None."""
+    """The operand's buffer that an elementwise fusion overwrites with its result, or None."""
     if i.attribute("kind") != "kLoop" or buffers[i.name] != [(index, 0)]:
         return None
     same = (o for o in i.operands if o in computation and computation[o].shape == i.shape)

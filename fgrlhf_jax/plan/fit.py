@@ -1,7 +1,6 @@
-"""The smallest change of a config that makes a run fit the memory of its devices, and the largest
-micro-batch that fits.
+"""Finds the smallest config change with which a run fits its devices, and the largest micro-batch.
 
-Only what leaves the algorithm as it is may change: the micro-batch, the meshes, dtypes and remat.
+Only fields that do not change the algorithm may vary: micro-batch, meshes, dtypes and remat.
 """
 
 import contextlib
@@ -25,18 +24,18 @@ Report = Callable[[str], None]
 def smallest_change(
     config: ConfigDict, make_shapes: MakeShapes, memory: float, report: Report
 ) -> dict | None:
-    """The fewest fields to change so that every step of a run fits.
+    """The smallest set of fields to change so that every step of a run fits.
 
-    With them goes the largest micro-batch that fits, where it is not the present one.
+    It includes the largest micro-batch that fits then, if that differs from the present one.
 
     Args:
-      config: of a run that does not fit.
-      make_shapes: its ``ppo_shapes``, ``reward_model_shapes`` or ``sft_shapes``.
-      memory: bytes that a device has.
+      config: config of a run that does not fit.
+      make_shapes: ``ppo_shapes``, ``reward_model_shapes`` or ``sft_shapes``.
+      memory: bytes per device.
       report: called with a line before each candidate is compiled.
 
     Returns:
-      Field names -> new values, or None where no such change fits.
+      Field names -> new values, or None if no such change fits.
     """
     fits = _tester(config, make_shapes, memory, report, {})
     for _, of_size in itertools.groupby(_changes(config), key=len):
@@ -49,7 +48,7 @@ def smallest_change(
                 with_smaller_batches.append(change)
             elif smallest < present and not is_whole:
                 continue
-            # A single micro-batch can need less than two of them, whose gradients are summed.
+            # One micro-batch can need less memory than two, whose gradients are summed.
             if change and fits(change):
                 return _with_largest(config, change, fits)
         if with_smaller_batches:
@@ -60,9 +59,9 @@ def smallest_change(
 def largest_micro_batch(
     config: ConfigDict, make_shapes: MakeShapes, memory: float, report: Report
 ) -> dict:
-    """The change to the largest micro-batch that fits, {} where it is the present one.
+    """The change to the largest micro-batch that fits; {} if it is the present one.
 
-    Args: those of :func:`smallest_change`, of a run that fits.
+    Args: as for :func:`smallest_change`, but for a run that fits.
     """
     known = {(name, ""): True for name in WITHOUT_MICRO}
     return _with_largest(config, {}, _tester(config, make_shapes, memory, report, known))
@@ -71,16 +70,16 @@ def largest_micro_batch(
 def _tester(
     config: ConfigDict, make_shapes: MakeShapes, memory: float, report: Report, known: dict
 ) -> Callable[[dict], bool]:
-    """Whether a change of the config fits.
+    """A function that tells whether a run with a change of the config fits.
 
-    ``known`` says it of steps without micro-batches, by their name and the flags of the change.
+    ``known`` caches the answer for steps without micro-batches, by step name and flags.
     """
 
     def fits(change: dict) -> bool:
         report(f"trying {format_change(change)} …")
         try:
             shapes = make_shapes(changed(config, change))
-        except InputError:  # of a mesh that the batches do not divide over
+        except InputError:  # the batches do not divide over the mesh
             return False
         resident = _resident(shapes)
         flags = format_change({name: v for name, v in change.items() if name != MICRO})
@@ -88,22 +87,22 @@ def _tester(
         def step_fits(name: str) -> bool:
             if (name, flags) in known:
                 return known[name, flags]
-            is_small = measure_step(shapes.steps[name], resident, memory, shapes.mesh.size)["fits"]
+            result = measure_step(shapes.steps[name], resident, memory, shapes.mesh.size)["fits"]
             if name in WITHOUT_MICRO:
-                known[name, flags] = is_small
-            return is_small
+                known[name, flags] = result
+            return result
 
-        # The largest step is the last one.
+        # The last step is usually the largest.
         return resident <= memory and all(map(step_fits, reversed(shapes.steps)))
 
     return fits
 
 
 def holds_models(config: ConfigDict, make_shapes: MakeShapes, memory: float) -> bool:
-    """Whether models and optimizer state fit ``memory`` bytes, as they are or with a change."""
+    """Whether models and optimizer state alone fit ``memory`` bytes, with or without a change."""
     for change in _changes(config):
         for size in _micro_batches(config, change)[0][:1]:
-            with contextlib.suppress(InputError):  # of a mesh that the batches do not divide over
+            with contextlib.suppress(InputError):  # the batches do not divide over the mesh
                 if _resident(make_shapes(changed(config, change | {MICRO: size}))) <= memory:
                     return True
     return False
@@ -114,19 +113,19 @@ def _resident(shapes: RunShapes) -> int:
 
 
 def changed(config: ConfigDict, change: dict) -> ConfigDict:
-    """A copy of a config with other values of some fields."""
+    """A copy of a config with the fields of ``change`` replaced."""
     config = ConfigDict(config.to_dict())
     config.update_from_flattened_dict(change)
     return config
 
 
 def format_change(change: dict) -> str:
-    """A change as flags."""
+    """A change as command-line flags."""
     return " ".join(f"--config.{name}={value}" for name, value in change.items())
 
 
 def _changes(config: ConfigDict) -> Iterator[dict]:
-    """Every choice of remat, dtypes and meshes but the micro-batch, the fewest fields first."""
+    """All combinations of remat, dtypes and meshes, the fewest changed fields first."""
     options: dict[str, list] = {} if config.model.remat else {"model.remat": [True]}
     dtypes = {"model.dtype": config.model.dtype, "inference_dtype": config.get("inference_dtype")}
     options |= {n: ["bfloat16"] for n, dtype in dtypes.items() if dtype == "float32"}
@@ -144,14 +143,16 @@ def _changes(config: ConfigDict) -> Iterator[dict]:
     for count in range(len(options) + 1):
         for names in itertools.combinations(options, count):
             if "inference_dtype" in names and "model.dtype" in set(options) - set(names):
-                continue  # it may not be below the dtype of the computation
+                continue  # it may not be narrower than model.dtype
             for values in itertools.product(*(options[name] for name in names)):
                 yield dict(zip(names, values, strict=True))
 
 
 def _micro_batches(config: ConfigDict, change: dict) -> tuple[list[int], int]:
-    """Sizes of a micro-batch that divide the batch of an update and the mesh, ascending, and the
-    present one."""
+    """Valid sizes of a micro-batch, ascending, and the present size.
+
+    Valid sizes divide the batch of an update and are multiples of the mesh's data shards.
+    """
     mesh = sharding.make_mesh(change.get("mesh", config.mesh))
     whole = config.get("minibatch_size") or config.batch_size
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
@@ -162,9 +163,9 @@ def _micro_batches(config: ConfigDict, change: dict) -> tuple[list[int], int]:
 def _with_largest(
     config: ConfigDict, change: dict, fits: Callable[[dict], bool], below: bool = False
 ) -> dict:
-    """The change with the largest micro-batch that fits.
+    """``change`` with the largest micro-batch that fits, by bisection.
 
-    The present one fits, or with ``below`` does not, while the smallest does.
+    The present size must fit; with ``below`` it does not fit, but the smallest size does.
     """
     sizes, present = _micro_batches(config, change)
     sizes = [n for n in sizes if (n < present if below else n >= present)]

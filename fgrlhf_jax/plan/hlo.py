@@ -1,15 +1,15 @@
-"""The text of a compiled program, ``compiled.as_text()``, as instructions."""
+"""Parses the HLO text of a compiled program, ``compiled.as_text()``, into instructions."""
 
 import math
 import re
 from typing import NamedTuple
 
 BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f64": 8}
-BYTES |= {"s64": 8, "u64": 8}  # all others have 4
+BYTES |= {"s64": 8, "u64": 8}  # other dtypes: 4
 
 
 class Instruction(NamedTuple):
-    """``name = shape opcode(arguments), attributes``; arguments are operands, or a literal."""
+    """``name = shape opcode(arguments), attributes``; arguments are operands or a literal."""
 
     name: str
     shape: str
@@ -24,17 +24,17 @@ class Instruction(NamedTuple):
 
     @property
     def dtype(self) -> str:
-        """Of an array; "" of a tuple."""
+        """The dtype of an array; "" for a tuple."""
         return re.match(r"\w*", self.shape)[0]
 
     @property
     def elements(self) -> list[str]:
-        """The shapes of a tuple's arrays, however deep, or that of the array alone."""
+        """The shapes of all arrays of a tuple, also nested ones; of an array its own shape."""
         return re.findall(r"\w+\[[\d,]*\]", self.shape)
 
     @property
     def bytes(self) -> int:
-        """Of an array; 0 of a tuple, whose elements are counted where they are made."""
+        """Bytes of an array; 0 for a tuple, whose elements other instructions define."""
         if not self.dtype:
             return 0
         return math.prod(dimensions(self.shape)) * BYTES.get(self.dtype, 4)
@@ -49,21 +49,21 @@ class Instruction(NamedTuple):
 
     @property
     def called(self) -> list[str]:
-        """The computations that it runs (those of a reduction included)."""
+        """The names of the computations that it runs, including those of a reduction."""
         names = ("calls", "to_apply", "body", "condition")
         return [*filter(None, map(self.attribute, names)), *branches(self)]
 
 
-Computation = dict[str, Instruction]  # in the order in which they run
+Computation = dict[str, Instruction]  # name → instruction, in order of execution
 
 
 def dimensions(shape: str) -> list[int]:
-    """[2, 3] of ``f32[2,3]{1,0}``."""
+    """The dimensions of a shape: [2, 3] for ``f32[2,3]{1,0}``."""
     return [int(size) for size in re.search(r"\[([\d,]*)\]", shape)[1].split(",") if size]
 
 
 def branches(conditional: Instruction) -> list[str]:
-    """The computations of a conditional; [] of any other instruction."""
+    """The branch computations of a conditional; [] for any other instruction."""
     names = re.search(r"branch_computations=\{([^}]*)\}", conditional.attributes)
     if names:
         return re.findall(r"%?([\w.-]+)", names[1])
@@ -96,7 +96,7 @@ def parse_instruction(line: str) -> Instruction | None:
     if not match:
         return None
     root, name, rest = match.groups()
-    # A tuple's shape has blanks and brackets in it, any other has no blank.
+    # The shape of a tuple contains blanks and brackets; other shapes contain no blank.
     end = closing_bracket(rest, 0) + 1 if rest.startswith("(") else rest.index(" ")
     shape, call = rest[:end], rest[end:].lstrip()
     start = call.index("(")
@@ -106,7 +106,7 @@ def parse_instruction(line: str) -> Instruction | None:
 
 
 def closing_bracket(text: str, start: int) -> int:
-    """Where the bracket that opens at ``start`` is closed."""
+    """The position of the bracket that closes the one at ``start``."""
     depth = 0
     for bracket in re.compile(r"[()]").finditer(text, start):
         depth += 1 if bracket[0] == "(" else -1

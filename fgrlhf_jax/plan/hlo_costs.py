@@ -1,8 +1,8 @@
 """FLOPs and bytes of one run of a compiled program, counted in its optimised HLO text.
 
-XLA's own cost analysis counts the body of a loop once, whether a model has one layer or eighty.
-Here every body counts as often as it runs. The text of a program for several devices describes one
-of them, and so do the counts.
+XLA's own cost analysis counts a loop's body once, whether a model has one layer or eighty. Here a
+body counts as often as it runs. The text of a program for several devices describes one device, so
+the counts are per device.
 """
 
 import functools
@@ -19,15 +19,15 @@ from fgrlhf_jax.plan.hlo import Computation, Instruction, branches, dimensions
 
 
 class Costs(NamedTuple):
-    """Of one run of a program on one device.
+    """Costs of one run of a program on one device.
 
     Attributes:
-      flops: of matrix products and convolutions, 2 a multiplication; elementwise operations do not
-        count.
-      product_bytes: that these products read and write, each operand and result once.
-      link_bytes: that collectives send to other devices, in rings: all but a device's own share of
-        what is gathered, scattered or exchanged, twice that of an all-reduce.
-      notes: assumptions that were made where the text is not enough.
+      flops: FLOPs of matrix products and convolutions, 2 per multiplication; elementwise
+        operations do not count.
+      product_bytes: bytes that these products read and write, each operand and result once.
+      link_bytes: bytes that collectives send to other devices by ring algorithms: all data but the
+        device's own share, and twice that for an all-reduce.
+      notes: assumptions about facts that the text does not state.
     """
 
     flops: float
@@ -41,13 +41,13 @@ def count(
     rounds: Mapping[str, float] = MappingProxyType({}),
     halved: Names | None = None,
 ) -> Costs:
-    """Costs of a program. Of branches the one with the most FLOPs is counted.
+    """Costs of a program; of a conditional only the branch with the most FLOPs.
 
     Args:
       module: from ``hlo.parse``.
-      rounds: of loops whose number of rounds the compiler does not know, by a part of their name
-        (``op_name``, in which ``jax.named_scope`` shows); the first that fits.
-      halved: arrays that have half the bytes that their dtype says, see ``emulation``.
+      rounds: iterations of loops whose number the compiler does not know, by a part of their
+        ``op_name``, which contains ``jax.named_scope``; the first match counts.
+      halved: arrays that count half the bytes of their dtype, see ``emulation``.
     """
     (computations, entry), halved = module, halved or {}
     notes = dict.fromkeys(())  # an ordered set
@@ -88,7 +88,7 @@ def count(
         label = re.search(r'op_name="([^"]*)"', loop.attributes)
         for part, number in rounds.items():
             if part in (label[1] if label else ""):
-                early = f"a loop that may end earlier is counted with its most rounds, {number:g}"
+                early = f"a loop that may end early is counted with all its {number:g} rounds"
                 notes[f"{part.split('/')[0]} {number:g} times" if part else early] = None
                 return number
         notes["a loop with an unknown number of rounds is counted once"] = None
@@ -97,7 +97,7 @@ def count(
     return Costs(*map(float, total(entry)), tuple(notes))
 
 
-# Bytes that a device of a group of n sends, of those of its operands.
+# Bytes that one device in a group of n sends, from the bytes of its operands.
 SENT = {
     "all-gather": lambda size, n: size * (n - 1),
     "reduce-scatter": lambda size, n: size * (n - 1) / n,
@@ -108,7 +108,7 @@ SENT = {
 
 
 def group_size(attributes: str) -> int:
-    """Devices of a group: ``{{0,1},{2,3}}``, ``[2,4]<=[8]`` or ``mesh['a'=2,'b'=4] {'b'}``."""
+    """Devices per group in ``{{0,1},{2,3}}``, ``[2,4]<=[8]`` or ``mesh['a'=2,'b'=4] {'b'}``."""
     axes = r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\([^{]*\))?\s*\{([^}]*)\}"
     if mesh := re.search(axes, attributes):
         sizes = dict(re.findall(r"'([^']+)'=(\d+)", mesh[1]))
@@ -120,14 +120,14 @@ def group_size(attributes: str) -> int:
 
 
 def dot_flops(dot: Instruction, instructions: Computation) -> float:
-    """2 x every element of the result x the contracted dimensions."""
+    """2 x elements of the result x size of the contracted dimensions."""
     left = dimensions(instructions[dot.operands[0]].shape)
     contracted = math.prod(left[axis] for axis in dot.numbers("lhs_contracting_dims"))
     return 2.0 * math.prod(dimensions(dot.shape)) * contracted
 
 
 def convolution_flops(convolution: Instruction, instructions: Computation) -> float:
-    """2 x every element of the result x the kernel's elements for one output feature."""
+    """2 x elements of the result x the kernel's elements per output feature."""
     kernel = dimensions(instructions[convolution.operands[1]].shape)
     labels = convolution.attribute("dim_labels").split("_")[1].split("-")[0]
     elements = math.prod(kernel) / kernel[labels.index("o")]

@@ -1,4 +1,4 @@
-"""Plans for rows of real lengths, in the place of the longest that there may be."""
+"""Row lengths for a plan: those of real rows, instead of the longest possible rows."""
 
 from typing import NamedTuple
 
@@ -22,7 +22,10 @@ class Lengths(NamedTuple):
     responses: np.ndarray
 
     def within(self, max_prompt: int, max_response: int) -> "Lengths":
-        """The rows that a run would take, as long as it would sample them."""
+        """The rows with prompts that a run accepts, with responses clipped to its maximum.
+
+        Raises InputError if all prompts are too long.
+        """
         short = self.prompts <= max_prompt
         if not short.any():
             raise InputError(
@@ -32,16 +35,16 @@ class Lengths(NamedTuple):
         return Lengths(self.prompts[short], np.clip(self.responses[short], 1, max_response))
 
     def draw(self, rows: int) -> list["Lengths"]:
-        """Batches of so many rows, always the same ones."""
+        """``DRAWS`` random batches of ``rows`` rows, the same in every call."""
         rng = np.random.default_rng(0)
         picks = (rng.integers(len(self.prompts), size=rows) for _ in range(DRAWS))
         return [Lengths(self.prompts[pick], self.responses[pick]) for pick in picks]
 
 
 def rounds(lengths: Lengths, rows: int, settings: PPOSettings, mesh: Mesh) -> dict[str, float]:
-    """The mean number of micro-batches of each width that rollouts of so many rows make.
+    """Mean number of micro-batches per width, over random rollouts of ``rows`` rows.
 
-    As ``hlo_costs.count`` takes it: the names of loops -> their rounds.
+    Returns the argument ``rounds`` of ``hlo_costs.count``: names of loops -> their iterations.
     """
     with jax.set_mesh(mesh):
         counts = [
@@ -53,12 +56,12 @@ def rounds(lengths: Lengths, rows: int, settings: PPOSettings, mesh: Mesh) -> di
 
 
 def made_up_demonstration(prompt: int, response: int) -> Demonstration:
-    """A row of so many tokens."""
+    """A row with ``prompt`` and ``response`` tokens."""
     return Demonstration(np.zeros(prompt + response, np.int32), prompt)
 
 
 def made_up_pair(common: int, edited: int, original: int) -> Pair:
-    """Two responses that begin with so many common tokens and have no equal ones behind them."""
+    """Two responses with ``common`` first tokens in common and no common tokens after them."""
     columns_i, columns_j = (np.arange(common + n, dtype=np.int32) for n in (edited, original))
     start = max(common, 1)
     changed_i, changed_j = columns_i >= start, columns_j >= start

@@ -1,10 +1,9 @@
-"""Bytes and FLOPs of every compiled step of a run, known before there is a device.
+"""Bytes and FLOPs of every compiled step of a run, without the run's devices.
 
-Every step is compiled ahead of time, exactly as the run itself would compile it, for virtual
-devices: no weights are read and nothing is allocated. The difference between the FLOPs of the model
-and those of its compiled program is recomputation, padding, and work that every device does for
-itself. What the CPU's compiler holds in float32 in the place of bfloat16 is taken off, see
-``emulation``.
+Every step is compiled ahead of time for virtual devices, exactly as the run would compile it; no
+weights are read and nothing is allocated. The compiled program has more FLOPs than the model:
+recomputation, padding, and work that every device repeats. Memory that only the CPU's emulation of
+bfloat16 needs is subtracted, see ``emulation``.
 """
 
 import math
@@ -19,7 +18,7 @@ from fgrlhf_jax.plan.shapes import RunShapes, Step
 
 
 def bytes_per_device(tree) -> int:
-    """Bytes on one device of an abstract tree that carries its shardings."""
+    """Bytes on one device of an abstract tree with shardings."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)
@@ -30,12 +29,12 @@ def measure(shapes: RunShapes, memory: float, report: Callable[[str], None] | No
     """Compiles every step of a run and measures it.
 
     Args:
-      memory: bytes that a device has.
-      report: called, if given, with a line before each compilation.
+      memory: bytes per device.
+      report: called with a line before each compilation, if not None.
 
     Returns:
-      A dict for JSON: bytes of ``models``, ``optimizer`` and ``cache``, and for each of the
-      ``steps`` what :func:`measure_step` says, all of one device.
+      A dict for JSON, per device: bytes of ``models``, ``optimizer`` and ``cache``, and for each of
+      the ``steps`` the result of :func:`measure_step`.
     """
     models = {}
     for name, tree in shapes.models.items():
@@ -63,19 +62,19 @@ def measure(shapes: RunShapes, memory: float, report: Callable[[str], None] | No
 
 
 def measure_step(step: Step, resident: int, memory: float, devices: int) -> dict:
-    """Compiles one step; bytes and FLOPs of one device.
+    """Compiles one step and returns its bytes and FLOPs per device.
 
-    A step holds its arguments, temporaries and those outputs that do not reuse an argument. Beside
-    it stands what else the run holds: models and optimizer state that this step does not take.
+    A step needs its arguments, temporaries and the outputs that do not reuse an argument, and
+    ``beside`` them the run's models and optimizer state that are not among its arguments.
 
     Args:
       resident: bytes of all models and the optimizer state.
-      memory: bytes that a device has.
+      memory: bytes per device.
 
     Returns:
-      A dict for JSON: bytes of the parts and their ``total``; ``emulated``, what was taken off the
-      temporaries; whether it ``fits``; ``model_flops`` and ``compiled_flops``; ``notes``; and by
-      stage (``generate`` has two) ``flops``, ``memory_bytes`` and ``link_bytes``.
+      A dict for JSON: bytes of the parts and their ``total``; ``emulated``, bytes subtracted from
+      the temporaries; ``fits``; ``model_flops`` and ``compiled_flops``; ``notes``; and per stage
+      (``generate`` has two) ``flops``, ``memory_bytes`` and ``link_bytes``.
     """
     compiled = step.compile()
     sizes, module = compiled.memory_analysis(), hlo.parse(compiled.as_text())
@@ -89,7 +88,7 @@ def measure_step(step: Step, resident: int, memory: float, devices: int) -> dict
         "reused": sizes.alias_size_in_bytes,
         "beside": resident - bytes_per_device(step.resident),
     }
-    total = sum(parts.values()) - 2 * parts["reused"]  # in arguments and outputs both
+    total = sum(parts.values()) - 2 * parts["reused"]  # counted as arguments and outputs
     return parts | {
         "total": total,
         "emulated": wide - narrow,
@@ -102,10 +101,10 @@ def measure_step(step: Step, resident: int, memory: float, devices: int) -> dict
 
 
 def _stages(step: Step, module, halved, count: hlo_costs.Costs, ends: int) -> dict[str, dict]:
-    """FLOPs and bytes by stage, of a mean update.
+    """FLOPs and bytes per stage, averaged over updates.
 
-    Elementwise operations count as part of the products beside them. ``ends`` are the bytes of
-    arguments and outputs, which are read or written at least once.
+    Elementwise operations are assumed to be fused with products. ``ends`` are the bytes of the
+    arguments and outputs, each read or written at least once.
     """
     costs = {step.stages[-1]: np.array(count[:3])}
     if len(step.stages) == 2:  # before and inside the loop
@@ -139,7 +138,7 @@ def format_table(plan: dict) -> str:
     lines.append(f"{'optimizer state':32}{plan['optimizer'] / size:10.3f}")
     lines.append(f"{'together':32}{together / size:10.3f}")
     if not steps:
-        return "\n".join([*lines, "", "No step was compiled: these alone do not fit, on any mesh."])
+        return "\n".join([*lines, "", "No step was compiled: these alone fit on no mesh."])
     columns = ("arguments", "temporaries", "outputs", "reused", "beside", "total")
     head = "".join(f"{name:>12}" for name in columns)
     lines += ["", f"{'step':14}{head}   fits {plan['memory'] / 1e9:g} GB"]
@@ -148,7 +147,7 @@ def format_table(plan: dict) -> str:
         lines.append(f"{name:14}{sizes}   {'yes' if step['fits'] else 'NO'}")
     if emulated := {name: step["emulated"] for name, step in steps.items() if step["emulated"]}:
         sizes = ", ".join(f"{name} {bytes_ / size:.3f}" for name, bytes_ in emulated.items())
-        lines.append(f"Taken off temporaries, float32 for bfloat16 on this CPU alone: {sizes}")
+        lines.append(f"Subtracted from temporaries, float32 only for emulation: {sizes}")
     if plan["cache"]:
         lines.append(f"KV cache, among the temporaries of generate: {plan['cache'] / size:.3f}")
     lines += ["", f"{flops_unit:14}{'model':>12}{'compiled':>12}{'share':>9}"]
@@ -162,7 +161,7 @@ def format_table(plan: dict) -> str:
 
 
 def format_advice(change: str | None, memory: float) -> str:
-    """What to do where a run does not fit: the flags of a change that does, or that none is."""
+    """Advice for a run that does not fit: the flags of a change that fits, or that none does."""
     size = f"{memory / 1e9:g} GB"
     if change is None:
         return (

@@ -1,7 +1,7 @@
-"""How long a step takes at least on a named accelerator, and what binds each stage.
+"""Lower bounds on the time of a step on a named accelerator, and each stage's bottleneck.
 
-A stage computes, reads and writes memory, and exchanges with other devices; it takes at least as
-long as the slowest of the three, and all three together where none overlaps with another.
+A stage computes, accesses memory and communicates with other devices. It takes at least as long as
+the slowest of the three, and their sum if nothing overlaps.
 """
 
 from fgrlhf_jax.runtime.accelerators import ACCELERATORS
@@ -13,14 +13,14 @@ def roofline(plan: dict, device: str, efficiency: float) -> dict:
     """Seconds of every stage of a plan.
 
     Args:
-      plan: of ``memory.measure``.
+      plan: result of ``memory.measure``.
       device: one of ``ACCELERATORS``.
-      efficiency: share of the peak that products reach.
+      efficiency: share of the peak FLOP/s that products reach.
 
     Returns:
-      A dict for JSON: for each of the ``stages`` seconds of ``compute``, ``memory`` and ``links``,
-      their largest (``bound``) and which that is (``binds``); seconds of a step with all transfers
-      ``overlapped``, and with none (``serial``).
+      A dict for JSON: per stage in ``stages`` the seconds of ``compute``, ``memory`` and ``links``,
+      the largest of them (``bound``) and its name (``binds``); seconds of a step if all transfers
+      overlap (``overlapped``) or none does (``serial``).
     """
     peak, stages = ACCELERATORS[device], {}
     for step in plan["steps"].values():
@@ -65,7 +65,7 @@ def format_roofline(roof: dict, devices: int) -> str:
     return "\n".join(
         [
             *lines,
-            f"a step: {roof['overlapped']:.2f} s where transfers overlap with computing, "
-            f"{roof['serial']:.2f} s where nothing does",
+            f"a step: {roof['overlapped']:.2f} s if transfers overlap with computation, "
+            f"{roof['serial']:.2f} s if nothing overlaps",
         ]
     )

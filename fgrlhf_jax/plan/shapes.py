@@ -1,4 +1,4 @@
-"""The models of a run and the steps that it compiles, as shapes: nothing is allocated."""
+"""The models of a run and its steps as abstract shapes; nothing is allocated."""
 
 import dataclasses
 import functools
@@ -33,40 +33,40 @@ from fgrlhf_jax.runtime import sharding
 from fgrlhf_jax.training import dpo, setup, sft
 from fgrlhf_jax.training.supervised import SupervisedTrainer
 
-# Of PPO, in the order of the table.
+# PPO's models, in the order of the plan's table.
 MODELS = ("base", "policy", "reference", "critic", "reward model")
 
 
 class Step(NamedTuple):
-    """One program of a run, still to be compiled."""
+    """One program of a run, not yet compiled."""
 
     compile: Callable[[], jax.stages.Compiled]
-    resident: object  # those of the run's models and optimizer state that are its arguments
+    resident: object  # models and optimizer state among its arguments
     flops: float  # of the model, over all devices
-    stages: tuple[str, ...]  # one, or what is before its loop and what is inside
+    stages: tuple[str, ...]  # one stage, or two: before and inside its loop
     rounds: Mapping[str, float] = MappingProxyType({})  # see hlo_costs.count
-    share: float = 1.0  # of the updates that it makes
+    share: float = 1.0  # share of the updates that run this program
 
 
 class RunShapes(NamedTuple):
-    """What a run holds and compiles."""
+    """The abstract models, optimizer state and steps of a run."""
 
     mesh: Mesh
     models: dict[str, dict]  # abstract parameters
     optimizer: object  # its abstract state
-    cache: int  # bytes of the KV cache on one device, among the temporaries of "generate"
+    cache: int  # bytes of the KV cache on one device, part of generate's temporaries
     steps: dict[str, Step]  # in the order in which they run
 
 
 def model_config(path: str, size: str, fields: dict, length: int) -> llama.LlamaConfig:
-    """The configuration of a local checkpoint, or of ``SIZES`` where ``path`` is empty.
+    """The configuration of a local checkpoint, or of ``SIZES[size]`` if ``path`` is empty.
 
     Args:
-      fields: of LlamaConfig, in the place of the checkpoint's, such as ``dtype``.
+      fields: fields of LlamaConfig that override the checkpoint's, such as ``dtype``.
       length: tokens of the longest row.
 
     Raises:
-      InputError: for a path that is not here, an unknown size, or too few positions.
+      InputError: for a missing path, an unknown size, or too few positions.
     """
     if path and not Path(path).exists():
         raise InputError(
@@ -82,14 +82,15 @@ def model_config(path: str, size: str, fields: dict, length: int) -> llama.Llama
             "lower the lengths in config.data"
         )
     cfg = dataclasses.replace(cfg, **fields)
-    # A plan is compiled for the CPU, which has no flash kernel.
+    # Plans are compiled for the CPU, which has no flash kernel.
     return dataclasses.replace(cfg, attention="xla")
 
 
 def ppo_shapes(config: ConfigDict, lengths: Lengths | None = None) -> RunShapes:
-    """Shapes of ``configs/ppo.py``, with rows of these lengths, or else the longest.
+    """Shapes of a run with ``configs/ppo.py``.
 
-    Without ``policy`` and ``reward_model`` all models have ``config.size``.
+    Rows have the lengths in ``lengths``; without them all have the maximum length. Without
+    ``policy`` and ``reward_model`` all models have ``config.size``.
     """
     mesh = sharding.make_mesh(config.mesh)
     ppo_programs.check_sizes(config, mesh)
@@ -129,7 +130,7 @@ def ppo_shapes(config: ConfigDict, lengths: Lengths | None = None) -> RunShapes:
     if len(widths) > 1:
         sizes = {"score_rollout": B, "update": config.minibatch_size}
         rounds = {n: mean_rounds(lengths, rows, settings, mesh) for n, rows in sizes.items()}
-    has_own = architectures.lora and architectures.critic  # it is on a whole reward model's weights
+    has_own = architectures.lora and architectures.critic  # on a reward model's weights
     critic_base = first_backbone(frozen.reward_model) if has_own else {}
     resident = {
         "generate": (),
@@ -150,7 +151,7 @@ def ppo_shapes(config: ConfigDict, lengths: Lengths | None = None) -> RunShapes:
 
 
 def learned_from(score_rollout: ppo_programs.Program) -> ppo_programs.Program:
-    """The program without its branches for rollouts that no update follows."""
+    """``score_rollout`` without its branch for rollouts that no update follows."""
     *first, _, prompt, mask, sampled = score_rollout.arguments
 
     def score(*arguments):
@@ -165,14 +166,15 @@ def cache_bytes(cfg: llama.LlamaConfig, mesh: Mesh, rows: int, columns: int, *, 
     tensor = mesh.shape["tensor"]
     heads = cfg.num_kv_heads // tensor if cfg.num_kv_heads % tensor == 0 else cfg.num_kv_heads
     size = np.dtype(jax.numpy.dtype(cfg.dtype)).itemsize
-    of_head = cfg.head_dim + 4 if int8 else cfg.head_dim * size  # with a float32 scale
+    of_head = cfg.head_dim + 4 if int8 else cfg.head_dim * size  # int8 with a float32 scale
     return 2 * cfg.num_layers * rows * columns * heads * of_head
 
 
 def reward_model_shapes(config: ConfigDict, rows: Sequence[Pair] = ()) -> RunShapes:
-    """Shapes of ``configs/rm.py``, trained on these pairs, or else on the longest.
+    """Shapes of a run with ``configs/rm.py``.
 
-    The longest have nothing in common: a row of twice as many tokens.
+    Without ``rows``, pairs of the maximum length without common tokens, which fill rows of twice
+    that length.
     """
     mesh = setup.make_mesh(config)
     cfg, length = supervised_model_config(config)
@@ -185,9 +187,10 @@ def reward_model_shapes(config: ConfigDict, rows: Sequence[Pair] = ()) -> RunSha
 
 
 def dpo_shapes(config: ConfigDict, rows: Sequence[Pair] = ()) -> RunShapes:
-    """Shapes of ``configs/dpo.py``; rows as in :func:`reward_model_shapes`, all of it responses.
+    """Shapes of a run with ``configs/dpo.py``; rows as in :func:`reward_model_shapes`.
 
-    The reference is a batch of the evaluation, before there is an update.
+    The made-up rows consist of response tokens only. The step "evaluate" also covers the reference
+    model's log-probabilities, computed in such batches before training.
     """
     mesh, config = setup.make_mesh(config), dpo.supervised_config(config)
     cfg, length = supervised_model_config(config)
@@ -198,7 +201,7 @@ def dpo_shapes(config: ConfigDict, rows: Sequence[Pair] = ()) -> RunShapes:
 
 
 def sft_shapes(config: ConfigDict, rows: Sequence[Demonstration] = ()) -> RunShapes:
-    """Shapes of ``configs/sft.py``, trained on these rows, or else on the longest."""
+    """Shapes of a run with ``configs/sft.py``; without ``rows``, rows of the maximum length."""
     mesh = setup.make_mesh(config)
     cfg, length = supervised_model_config(config)
     rows = rows or [Demonstration(np.zeros(length, np.int32), 1)] * config.batch_size
@@ -208,7 +211,7 @@ def sft_shapes(config: ConfigDict, rows: Sequence[Demonstration] = ()) -> RunSha
 
 
 def supervised_model_config(config: ConfigDict) -> tuple[llama.LlamaConfig, int]:
-    """The model's configuration, and the length of the longest rows."""
+    """The model's configuration, and the maximum length of a row."""
     names = ("dtype", "remat", "scan_layers", "attention", "float32_gradients")
     fields = {name: config.model[name] for name in names}
     if not config.model.path and config.model.size in setup.RANDOM_SIZES:
@@ -220,8 +223,7 @@ def supervised_model_config(config: ConfigDict) -> tuple[llama.LlamaConfig, int]
 def supervised_shapes(trainer: SupervisedTrainer, name: str) -> RunShapes:
     """Shapes of a run that updates the model ``name`` and evaluates it.
 
-    An update is compiled for every width of batches that an epoch has; the evaluation for the
-    longest row.
+    Updates are compiled for every batch width of an epoch, the evaluation for the longest row.
     """
     mesh, state = trainer.mesh, trainer.abstract
     epoch = [trainer.batch(n) for n in range(min(trainer.updates_per_epoch, trainer.steps))]
@@ -252,6 +254,6 @@ def supervised_shapes(trainer: SupervisedTrainer, name: str) -> RunShapes:
 
 
 def on_mesh(batch: dict, mesh: Mesh, axis: int = 0) -> dict:
-    """The shapes of a host batch whose rows are spread over the mesh."""
+    """The abstract arrays of a host batch, with rows sharded over the mesh."""
     rows = sharding.batch_sharding(mesh, axis)
     return {n: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows) for n, x in batch.items()}

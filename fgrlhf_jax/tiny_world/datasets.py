@@ -1,7 +1,7 @@
-"""Data of the tiny world as records and files: demonstrations, edits and preferences.
+"""Data of the embedded world as records and files: demonstrations, edits and preferences.
 
-A prompt is the instruction of a record whose input is empty, and belongs to one set only. All data
-are a function of the seed, and fewer rows are the first of more.
+A prompt is the instruction of a record with an empty input, and belongs to exactly one set. Data
+are a function of the seed; n rows are the first n of any larger number.
 """
 
 import os
@@ -48,8 +48,8 @@ def collect_feedback(
 ) -> tuple[list[Edit], list[Preference]]:
     """Feedback on two responses to each prompt: a preference, and an edit of the worse response.
 
-    Left out are preferences between equal responses, edits that change nothing, and empty
-    responses. The feedback on a row depends on no other row.
+    Preferences between equal responses, edits without a change, and empty responses are left out.
+    The feedback on a row does not depend on other rows.
     """
     edits, preferences = [], []
     for index, row in enumerate(zip(prompts, responses_1, responses_2, strict=True)):
@@ -61,7 +61,7 @@ def collect_feedback(
 
 
 def make_feedback(count: int, seed: int) -> tuple[list[Edit], list[Preference]]:
-    """``count`` edits and preferences on the same feedback prompts, of demonstrators' responses."""
+    """``count`` edits and preferences on demonstrators' responses to the same feedback prompts."""
     rng = random.Random(f"generate/{seed}")
     rows = []
     for index, prompt in enumerate(draw_prompts({"feedback": count}, seed)["feedback"]):

@@ -1,15 +1,15 @@
-"""The tiny world's judge: an exact score of a response, split into an exact reward of each word.
+"""The embedded world's judge: an exact score of a response, and its exact reward of each word.
 
-A response is aligned with the right answer so that the matched words have the greatest weight
-(content 10, template 1: a weighted longest common subsequence). Its gold score is
+The judge aligns a response with the right answer so that the total weight of matched words is
+maximal (content 10, template 1: a weighted longest common subsequence). The gold score is
 
-    (weight of what matched - 3 a word too many - 10 a rude word - 10 if it does not end)
+    (weight of matched words - 3 per unmatched word - 10 per rude word - 10 if it does not end)
     / weight of the whole answer
 
-so 1 is the best, an empty response scores 0, and a wrong word is worse than none. The score is a
-sum over words, hence an exact reward of every word; a missing word just earns nothing.
-In a list a member of a kind counts once, where it first stands between the name of its kind and
-the name of the next; where its kind is not named, where it first stands at all.
+so the best score is 1, an empty response scores 0, and a wrong word is worse than a missing one.
+The score is a sum over words, which gives an exact reward of every word; a missing word earns 0.
+In a list, a member of a kind counts once, at its first place between the name of its kind and the
+name of the next; if the response does not name the kind, at its first place in the response.
 """
 
 import re
@@ -21,14 +21,14 @@ from rapidfuzz.distance import Levenshtein
 from fgrlhf_jax.tiny_world.tasks import Slot, answer_slots, fill_slots
 from fgrlhf_jax.tiny_world.words import FILLERS, KIND_OF, KINDS, RUDE
 
-EXTRA, INSULT, UNFINISHED = 3, 10, 10  # in the unit of the slots' weights
+EXTRA, INSULT, UNFINISHED = 3, 10, 10  # penalties, in the unit of the slots' weights
 END = "</s>"
 
-_SCALE = 100  # the least weight counts more than all wrong words that stand for right ones
+_SCALE = 100  # so that the smallest weight outweighs all replacements of right words by wrong ones
 
 
 class Step(NamedTuple):
-    """One step from a response to the right answer; None is a missing word or one too many."""
+    """A step of the edit script: word and slot (indices); None for a missing or extra word."""
 
     word: int | None
     slot: int | None
@@ -38,22 +38,22 @@ class Step(NamedTuple):
 def align_words(answer: Sequence[Slot], words: Sequence[str]) -> list[Step]:
     """The edit script from a response's words to the right answer, both in order.
 
-    The matched words have the greatest possible weight. Among such scripts it is the one in which
-    most wrong words replace a right one (content before template; rude words and fillers replace
-    nothing), and among these the one that uses the earliest words.
+    It maximizes the weight of matched words. Ties: the script in which most wrong words replace a
+    right word (content before template; rude words and fillers replace nothing), then the script
+    that uses the earliest words.
     """
     targets = [f"<{slot.fact}>" if slot.is_open else slot.word for slot in answer]
     right = [slot.weight * _SCALE for slot in answer]
     wrong = [2 if slot.family else 1 for slot in answer]
     none = [0] * len(answer)
-    value = []  # of each word in each slot
+    value = []  # value[j][i] of word j in slot i
     for word, name in zip(words, _names(targets, words), strict=True):
         instead = none if word in RUDE or word in FILLERS else wrong
         columns = zip(targets, right, instead, strict=True)
         value.append([full if name == target else part for target, full, part in columns])
 
     n, m = len(answer), len(words)
-    best = [[0] * (n + 1)]  # of the words from j on in the slots from i on; here j = m
+    best = [[0] * (n + 1)]  # best[j][i] for words from j and slots from i; here j = m
     for row in reversed(value):
         below, here, top = best[-1], [0] * (n + 1), 0
         for i in range(n - 1, -1, -1):
@@ -96,7 +96,7 @@ def _names(targets: Sequence[str], words: Sequence[str]) -> list[str]:
 
 
 def _points(prompt: str, words: Sequence[str], finished: bool) -> tuple[list[int], int]:
-    """Points of every word and, last, of the end; and the weight of the whole answer."""
+    """Points of every word, then of the end, and the total weight of the answer."""
     answer = answer_slots(prompt)
     points = [-INSULT if word in RUDE else -EXTRA for word in words]
     for step in align_words(answer, words):
@@ -107,25 +107,25 @@ def _points(prompt: str, words: Sequence[str], finished: bool) -> tuple[list[int
 
 
 def gold_score(prompt: str, response: str, finished: bool = True) -> float:
-    """The exact score of a response: 1 for a right answer, which is the most; 0 for an empty one.
+    """The exact score of a response: at most 1, for a right answer; 0 for an empty response.
 
-    Raises InputError if the prompt is not of this world; so do all functions here.
+    Raises InputError, as all functions here, if the prompt is not of this world.
     """
     points, total = _points(prompt, response.split(), finished)
     return sum(points) / total
 
 
 def word_rewards(prompt: str, words: Sequence[str], finished: bool = True) -> list[float]:
-    """The gold score as one reward a word, and last that of the end, present or missing."""
+    """The gold score as one reward per word, followed by the reward of the end of the response."""
     points, total = _points(prompt, words, finished)
     return [point / total for point in points]
 
 
 def words_to_change(prompt: str, response: str) -> int:
-    """How many words an editor who sees every flaw, and repairs it, would still change.
+    """The number of words that an editor without mistakes would still change.
 
-    The Levenshtein distance in words from the response to the right answer. A list's places that
-    the response fills rightly stay as they are; in the others stand members that it has not.
+    This is the Levenshtein distance in words from the response to the right answer. For a list, the
+    right answer keeps the response's right members and fills other slots with members it lacks.
     """
     words, answer = response.split(), answer_slots(prompt)
     for step in align_words(answer, words):
@@ -137,9 +137,9 @@ def words_to_change(prompt: str, response: str) -> int:
 def judge(
     prompts: Sequence[str], responses: Sequence[str], finished: Sequence[bool] | None = None
 ) -> list[float]:
-    """The gold score of each response: a reward function or a judge for the commands.
+    """The gold score of each response, as a reward function or judge for the commands.
 
-    Without ``finished`` all have ended by themselves.
+    Without ``finished`` all responses count as complete.
     """
     finished = [True] * len(prompts) if finished is None else finished
     return [gold_score(*row) for row in zip(prompts, responses, finished, strict=True)]
@@ -148,15 +148,15 @@ def judge(
 def oracle_rewards(
     prompts: Sequence[str], responses: Sequence[str], tokens: Sequence[Sequence[str]]
 ) -> list[list[float]]:
-    """The gold score of each response as a reward of each of its tokens.
+    """The gold score of each response as one reward per token.
 
-    A word's reward belongs to the last token that touches the word, however tokens split words.
-    Without "</s>" the last token also bears the penalty of the missing end. The text of the tokens
-    is judged, control tokens within it included.
+    A word's reward goes to the last token that overlaps the word, however tokens split words.
+    Without "</s>" the last token also gets the penalty for the missing end. The judged text is that
+    of the tokens, including control tokens.
 
     Args:
-      tokens: the texts of the sampled tokens, which make up the response when strung together;
-        the last is "</s>" where the response ended.
+      tokens: texts of the sampled tokens, which concatenate to the response; the last is "</s>" if
+        the response ended.
     """
     return [_token_rewards(p, t) for p, _, t in zip(prompts, responses, tokens, strict=True)]
 
@@ -170,7 +170,7 @@ def _token_rewards(prompt: str, tokens: Sequence[str]) -> list[float]:
     words = list(re.finditer(r"\S+", "".join(texts)))
     *parts, end = word_rewards(prompt, [word.group() for word in words], finished)
     rewards[-1] += end
-    token, reached = 0, len(texts[0]) if texts else 0  # characters up to the token's end
+    token, reached = 0, len(texts[0]) if texts else 0  # number of characters up to the token's end
     for word, part in zip(words, parts, strict=True):
         while reached < word.end():
             token += 1

@@ -1,8 +1,8 @@
-"""The tiny world's people: demonstrators who err, a noisy judge of pairs, an editor.
+"""The embedded world's simulated people: fallible demonstrators, a noisy rater and an editor.
 
-Each fact is easy, of medium difficulty or a misconception, the same for all demonstrators; a
-misconception is nearly always the same wrong word. So a model that imitates them mixes right and
-wrong, and knows better than it writes. Every rate is a field of ``Rates``.
+Each fact is easy, medium or a misconception, for all demonstrators alike; a misconception is nearly
+always the same wrong word. A model that imitates them therefore mixes right and wrong answers.
+Every rate is a field of ``Rates``.
 """
 
 import dataclasses
@@ -20,24 +20,27 @@ from fgrlhf_jax.tiny_world.words import FACTS, FILLERS, KIND_OF, NUMBERS, RUDE
 
 @dataclasses.dataclass(frozen=True)
 class Rates:
-    """Probabilities, all of them between 0 and 1, a temperature above 0 and a number of flaws."""
+    """Rates of simulated people: probabilities, a temperature above 0 and a number of flaws.
+
+    Raises InputError for values out of range.
+    """
 
     easy: float = 0.35  # share of the facts
-    medium: float = 0.35  # share; what remains are misconceptions
+    medium: float = 0.35  # share of the facts; the others are misconceptions
     wrong_easy: float = 0.2
     wrong_medium: float = 0.4
     wrong_misconception: float = 0.62
-    same_wrong: float = 0.9  # of the wrong words for a misconception, its own
+    same_wrong: float = 0.9  # that a mistake on a misconception is its usual wrong word
     wrong_algorithmic: float = 0.3  # reverse, repeat and count
-    filler: float = 0.04  # before a word
-    rude: float = 0.03  # before a word
+    filler: float = 0.04  # per word, before it
+    rude: float = 0.03  # per word, before it
     omission: float = 0.04
     repetition: float = 0.03
-    repair: float = 0.8  # the editor, of a flaw
-    damage: float = 0.02  # the editor, of a right content word
-    temperature: float = 0.35  # of a preference, in gold
-    deletion: float = 0.0  # of the editor's repairs of a wrong word, those that take it out
-    flaws: int = 99  # that the editor repairs at most
+    repair: float = 0.8  # that the editor repairs a flaw
+    damage: float = 0.02  # that the editor makes a right content word wrong
+    temperature: float = 0.35  # of a preference, in units of the gold score
+    deletion: float = 0.0  # that a repair of a wrong word removes it instead of replacing it
+    flaws: int = 99  # largest number of flaws that the editor repairs
 
     def __post_init__(self):
         for name, value in dataclasses.asdict(self).items():
@@ -52,12 +55,12 @@ class Rates:
 
 
 DEFAULT = Rates()
-FAIR = Rates(repair=0.4, deletion=0.3, flaws=2)  # an editor who sees less, and does less
+FAIR = Rates(repair=0.4, deletion=0.3, flaws=2)  # an editor who repairs fewer flaws
 
 
 @functools.cache
 def _places() -> dict[tuple[str, str], float]:
-    """(family, fact) -> its place in [0, 1) when the family's facts are sorted by a hash."""
+    """(family, fact) → rank in [0, 1) of the fact in its family, sorted by a hash."""
     facts = {family: list(known) for family, known in FACTS.items()} | {"list": list(KIND_OF)}
     return {
         (family, fact): place / len(known)
@@ -71,7 +74,7 @@ def _hash(family: str, fact: str) -> int:
 
 
 def difficulty(slot: Slot, rates: Rates = DEFAULT) -> str:
-    """How hard a content slot is: easy, medium, misconception, or algorithmic without a fact."""
+    """Difficulty of a content slot: easy, medium, misconception, or algorithmic without a fact."""
     if not slot.fact:
         return "algorithmic"
     place = _places()[slot.family, slot.fact]
@@ -89,7 +92,7 @@ def _mistake(slot: Slot, kind: str, rng: random.Random, rates: Rates) -> str:
 
 def write_demonstration(prompt: str, rng: random.Random, rates: Rates = DEFAULT) -> str:
     """A demonstrator's imperfect answer of at most ``tasks.MAX_RESPONSE`` words."""
-    words, shift = [], 0  # shift: by how much a running total is off
+    words, shift = [], 0  # shift: error of a running total
     for slot in _misplaced(fill_slots(answer_slots(prompt), rng), rng, rates):
         if rng.random() < rates.filler:
             words.append(rng.choice(FILLERS))
@@ -111,7 +114,7 @@ def write_demonstration(prompt: str, rng: random.Random, rates: Rates = DEFAULT)
 
 
 def _misplaced(slots: list[Slot], rng: random.Random, rates: Rates) -> list[Slot]:
-    """The mistakes in sorting: a number carried past the one after it, and perhaps farther."""
+    """Slots with mistakes in sorting: numbers swapped with the next, perhaps several times."""
     slots = list(slots)
     for i in range(len(slots) - 1):
         if slots[i].family == "sort" and rng.random() < rates.wrong_algorithmic:
@@ -128,19 +131,19 @@ def prefer(
 
 
 def edit_response(prompt: str, response: str, rng: random.Random, rates: Rates = DEFAULT) -> str:
-    """The response, any text at all, after an imperfect minimal edit, which may change nothing.
+    """A response, which may be any text, after an imperfect minimal edit, which may be empty.
 
-    Each flaw is repaired with probability ``repair``, but at most ``flaws`` of them: a wrong word
-    replaced (or, with probability ``deletion``, taken out), a missing one put in, one too many
-    taken out. Right content is damaged with probability ``damage``, and all else stays. What a list
-    lacks is a random member of the kind that is not there yet.
+    The editor repairs each flaw with probability ``repair``, and at most ``flaws`` of them: it
+    replaces a wrong word (or, with probability ``deletion``, removes it), inserts a missing word or
+    removes an extra word. It makes a right content word wrong with probability ``damage``. For a
+    missing list member it inserts a random member that the response lacks.
     """
     words, answer = response.split(), answer_slots(prompt)
     script = align_words(answer, words)
     for step in script:
         if step.right and answer[step.slot].is_open:
             answer[step.slot] = Slot(words[step.word], "list", words[step.word])
-    answer, edited, repaired = fill_slots(answer, rng), [], {}  # repaired: place -> word before
+    answer, edited, repaired = fill_slots(answer, rng), [], {}  # repaired: index -> old word
     for place, step in enumerate(script):
         word = "" if step.word is None else words[step.word]
         slot = None if step.slot is None else answer[step.slot]

@@ -1,6 +1,6 @@
-"""The tiny world's instructions and their right answers.
+"""The embedded world's instructions and their right answers.
 
-Seven families of instruction, each answered by several content words joined by template words:
+There are seven families of instructions, with answers of content words joined by template words:
 
     opposite of hot , big and slow             the opposite of hot is cold , big is small and …
     capital of peru and cuba                   the capital of peru is lima and cuba is havana
@@ -11,16 +11,16 @@ Seven families of instruction, each answered by several content words joined by 
     repeat pear saw dog twice                  pear pear , saw saw , dog dog
 
 In a list any members of the kind are right, in any order, each once. Every family has over 7,000
-prompts, so sets of prompts need not share one: a hash of its text puts a prompt into its set.
+prompts. A hash of a prompt's text assigns it to one set, so sets are disjoint.
 
-The fair world has two families more, in which one mistake is more than one wrong word:
+The fair world has two more families, in which one mistake makes several words wrong:
 
     small to big ten two six                   the small to big is two six ten
-    three and two four                         the count is three five nine  (what they add up to)
+    three and two four                         the count is three five nine  (running totals)
 
-There two fifths of the facts and kinds are held out: validation and test ask for no others, people
-give feedback on none of them, and what demonstrators and PPO are asked mixes both. A prompt and the
-same words in another order are in the same set.
+In the fair world two fifths of the facts and kinds are held out: prompts of validation and test ask
+only for these, feedback prompts for none of them, and prompts of demonstrations and PPO mix both.
+Prompts with the same words in another order are in the same set.
 """
 
 import functools
@@ -34,7 +34,7 @@ from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.tiny_world.words import FACTS, FAMILIES, FAR_REACHING, KIND_OF, KINDS, NUMBERS
 
 KINDS_OF_WORLD = ("easy", "fair")
-HELD_OUT = 0.4  # of each family's facts, which no feedback of the fair world is on
+HELD_OUT = 0.4  # share of each family's facts without feedback in the fair world
 SETS = {"sft": 0.5, "feedback": 0.2, "ppo": 0.15, "validation": 0.05, "test": 0.1}
 MAX_PROMPT, MAX_RESPONSE = 8, 21  # words
 CONTENT, TEMPLATE = 10, 1  # weights; whole numbers, so that their sums are exact
@@ -45,10 +45,10 @@ _SIZES = {n: [s for s in itertools.product((2, 3, 4), repeat=n) if sum(s) <= 8] 
 
 
 class Slot(NamedTuple):
-    """A place in the right answer: a template word, or content (which has a family).
+    """A place in the right answer: a template word, or a content word, which has a family.
 
-    fact: what a demonstrator must know to fill it, or "" where only the prompt has to be read.
-    A list's slot is open until it is filled: any member of the kind ``fact`` is right in it.
+    ``fact`` is the fact that determines the word, or "" if the prompt alone does. A list's slot is
+    open until it is filled: any member of the kind ``fact`` is right in it.
     """
 
     word: str
@@ -68,9 +68,9 @@ _OPEN = "<any>"
 
 
 def set_of(prompt: str, world: str = "easy") -> str:
-    """The one set of ``SETS`` that a prompt may be used in; a function of its text alone.
+    """The set of ``SETS`` that a prompt belongs to, a function of its text only.
 
-    In the fair world of its words in any order, and of whether it asks for held-out facts.
+    In the fair world word order does not matter, but whether the prompt asks for held-out facts.
     """
     if world == "easy":
         return _hashed_into(SETS, prompt)
@@ -78,7 +78,7 @@ def set_of(prompt: str, world: str = "easy") -> str:
     facts = FACTS.get(family, KINDS if family == "list" else {})
     is_held_out = frozenset(word in held_out(family) for word in rest if word in facts)
     names = {
-        frozenset(): SETS,  # nothing has to be known
+        frozenset(): SETS,  # the prompt asks for no fact
         frozenset({False}): ("feedback",),
         frozenset({True}): ("validation", "test"),
         frozenset({False, True}): ("sft", "ppo"),
@@ -87,7 +87,7 @@ def set_of(prompt: str, world: str = "easy") -> str:
 
 
 def _hashed_into(names: Iterable[str], text: str) -> str:
-    """One of the sets, each with the probability that is its share in ``SETS``."""
+    """One of the sets ``names`` by a hash, with probabilities proportional to ``SETS``."""
     shares = {name: SETS[name] for name in names}
     place = _hash(text) / 2**64 * round(sum(shares.values()), 9)
     bounds = zip(shares, itertools.accumulate(shares.values()), strict=True)
@@ -95,16 +95,13 @@ def _hashed_into(names: Iterable[str], text: str) -> str:
 
 
 def _hash(text: str) -> int:
-    """A whole number of 64 bits that is the same on every machine."""
+    """A 64-bit hash that is the same on every machine."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 
 @functools.cache
 def held_out(family: str) -> frozenset[str]:
-    """The family's facts, or kinds of a list, that no feedback of the fair world is on.
-
-    Of two opposites both or neither.
-    """
+    """The family's held-out facts (for lists: kinds); of two opposites both or neither."""
     facts = FACTS.get(family) or dict.fromkeys(KINDS, "")
 
     def place(fact: str) -> int:
@@ -114,10 +111,10 @@ def held_out(family: str) -> frozenset[str]:
 
 
 def draw_prompts(per_set: dict[str, int], seed: int, world: str = "easy") -> dict[str, list[str]]:
-    """Distinct prompts of each named set, as many as ``per_set`` says, the families in turn.
+    """``per_set[name]`` distinct prompts of each set, from all families in turn.
 
-    No prompt is in two sets, whatever the seeds and numbers; fewer are the first of more.
-    Raises InputError for a set that is not in ``SETS`` and for more prompts than a set has.
+    Sets are disjoint for all seeds and sizes; n prompts are the first n of any larger number.
+    Raises InputError for an unknown set and for more prompts than a set has.
     """
     for name in per_set:
         if name not in SETS:
@@ -143,7 +140,7 @@ def _prompts(name: str, n: int, seed: int, world: str) -> list[str]:
 
 
 def _draw(family: str, rng: random.Random) -> str:
-    """Any prompt of the family. Of short ones there are few, so they are drawn less often."""
+    """A random prompt of the family; short prompts, of which few exist, are drawn less often."""
     if family in FACTS:
         *others, last = rng.sample(list(FACTS[family]), 2 if rng.random() < 0.1 else 3)
         return f"{family} of {' , '.join(others)} and {last}"
@@ -167,10 +164,7 @@ def _draw(family: str, rng: random.Random) -> str:
 
 
 def answer_slots(prompt: str) -> list[Slot]:
-    """The right answer as slots, from the prompt's text alone.
-
-    Raises InputError for a text that is no prompt of this world.
-    """
+    """The right answer to a prompt, as slots; raises InputError for a text that is no prompt."""
     family, *rest = prompt.split() or [""]
     try:
         if family in FACTS:
@@ -202,7 +196,7 @@ def answer_slots(prompt: str) -> list[Slot]:
 
 
 def _joined(parts: Sequence[list[Slot]], last: str = ",") -> list[Slot]:
-    """The parts with commas between them, `last` before the last one."""
+    """The parts joined by commas, with `last` before the last part."""
     joined = list(parts[0])
     for part in parts[1:]:
         joined += [Slot(last if part is parts[-1] else ","), *part]
@@ -220,8 +214,10 @@ def _list_slots(sizes: list[str], kinds: list[str]) -> list[Slot]:
 
 
 def fill_slots(answer: Sequence[Slot], rng: random.Random | None = None) -> list[Slot]:
-    """The answer with a member of its kind in every open slot, none twice: a random one, or
-    without rng the first."""
+    """The answer with every open slot filled by a distinct member of its kind.
+
+    Members are random, or the first ones without ``rng``.
+    """
     filled, taken = [], {slot.word for slot in answer if slot.family == "list"}
     for slot in answer:
         if slot.is_open:
@@ -234,13 +230,13 @@ def fill_slots(answer: Sequence[Slot], rng: random.Random | None = None) -> list
 
 
 def canonical_answer(prompt: str) -> list[tuple[str, int]]:
-    """A right answer's words and weights, for a list with the first members of each kind."""
+    """Words and weights of a right answer; a list has the first members of each kind."""
     return [(slot.word, slot.weight) for slot in fill_slots(answer_slots(prompt))]
 
 
 @functools.cache
 def wrong_words(slot: Slot) -> tuple[str, ...]:
-    """The words that may stand by mistake in a content slot: those that are right elsewhere."""
+    """The wrong words that a mistake may put into a content slot: they are right elsewhere."""
     if slot.family == "list":
         return tuple(thing for thing in _THINGS if KIND_OF[thing] != KIND_OF[slot.word])
     if slot.family in ("count", *FAR_REACHING):

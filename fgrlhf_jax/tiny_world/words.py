@@ -1,7 +1,7 @@
-"""The tiny world's vocabulary of under 200 words, the facts it knows, and its tokenizer.
+"""The embedded world's vocabulary of under 200 words, its facts, and its tokenizer.
 
-Every right answer is among the answers of its family, and so is every wrong one: no word is
-wrong everywhere but the rude ones and the fillers.
+Wrong answers are right answers to other prompts of the same family: only rude words and fillers are
+wrong everywhere.
 """
 
 import functools
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 FAMILIES = ("opposite", "capital", "colour", "list", "count", "reverse", "repeat")
-FAR_REACHING = ("sort", "total")  # of the fair world; their prompts use words of the others
+FAR_REACHING = ("sort", "total")  # only in the fair world; prompts use words of other families
 
 _PAIRS = (
     *("hot cold", "big small", "fast slow", "old young", "wet dry", "hard soft", "rich poor"),
@@ -69,13 +69,13 @@ def vocabulary() -> tuple[str, ...]:
 
 
 def make_tokenizer() -> "PreTrainedTokenizerFast":
-    """A tokenizer of whole words, a function of the vocabulary only; under 400 ids.
+    """A word-level tokenizer with fewer than 400 ids, determined by the vocabulary.
 
-    A word's token has the blank before the word, so that " pear" and "pear" are two tokens, a
-    newline is one, and decoding only strings tokens together: every text of the world's words
-    comes back unchanged. Ids 0, 1, 2 are <unk>, <s> (BOS, put before every prompt) and </s>
-    (EOS), as in ``data.tokenizers.train_tokenizer``; there is no pad token. A "<" stands alone, so
-    that no text can spell a control token.
+    A token includes the blank before its word, so " pear" and "pear" are two tokens; a newline is a
+    token. Decoding concatenates tokens, so it restores any text of the vocabulary exactly.
+    Ids 0, 1, 2 are <unk>, <s> (BOS, before every prompt) and </s> (EOS), as in
+    ``data.tokenizers.train_tokenizer``; there is no pad token. "<" is always split off, so no text
+    can spell a control token.
     """
     words = [blank + word for blank in (" ", "") for word in vocabulary()]
     ids = {token: n for n, token in enumerate(["<unk>", "<s>", "</s>", "\n", *words])}

@@ -106,7 +106,7 @@ def test_a_loop_with_an_unknown_number_of_rounds():
     text = jax.jit(loop).lower(array(M, K), array(K, K)).compile().as_text()
     once = (2 * M * K * K, ("a loop with an unknown number of rounds is counted once",))
     assert count_text(text) == once
-    note = "a loop that may end earlier is counted with its most rounds, 20"
+    note = "a loop that may end early is counted with all its 20 rounds"
     assert count_text(text, rounds={"": 20}) == (20 * 2 * M * K * K, (note,))
 
 

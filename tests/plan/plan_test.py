@@ -81,7 +81,7 @@ def test_flops_of_the_model(plan):
         # As compiled, decoding looks at columns that are still empty too.
         least = 0.9 if name == "generate" else 0.99
         assert least < step["model_flops"] / step["compiled_flops"] <= 1
-    rounds = f"a loop that may end earlier is counted with its most rounds, {T - 1}"
+    rounds = f"a loop that may end early is counted with all its {T - 1} rounds"
     assert [step["notes"] for step in plan["steps"].values()] == [[rounds], [], []]
 
 
