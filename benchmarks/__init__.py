@@ -1,1 +1,1 @@
-"""Speed and memory against peers, against sizes, and on a device. Not a part of the package."""
+"""Benchmarks of speed and memory: against peers, over sizes, on a device. Not in the package."""

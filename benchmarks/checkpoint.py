@@ -1,4 +1,4 @@
-"""The models of the benchmarks: a Hugging Face folder that ours and the peers load alike."""
+"""The benchmarks' models: Hugging Face folders that this project and the peers both load."""
 
 import dataclasses
 from pathlib import Path
@@ -28,15 +28,15 @@ LOSS = {"loss": "sequence", "consistency_weight": 0.0, "center_weight": 0.0}
 
 
 def language_model(path: str, cache: Path, size: str = "smollm2_135m") -> Path:
-    """The folder of a checkpoint: itself, a GGUF file as a folder, or random weights.
+    """The folder of a model: an existing one, a converted GGUF file, or random weights.
 
     Args:
-      path: a Hugging Face folder or a .gguf file; "" makes random weights.
-      cache: where folders are made, once.
-      size: of SHAPES, of random weights.
+      path: a Hugging Face folder or a .gguf file; "" for random weights.
+      cache: folder where models are created once.
+      size: name in SHAPES, for random weights.
 
     Raises:
-      InputError: for a path that is neither.
+      InputError: for any other path.
     """
     if path and Path(path).is_dir():
         hf_load.check_language_model(path)
@@ -45,7 +45,7 @@ def language_model(path: str, cache: Path, size: str = "smollm2_135m") -> Path:
         raise InputError(f"model={path}: is no folder and no .gguf file; give one of these")
     folder = cache / (Path(path).stem if path else f"random_{size}")
     if not (folder / "config.json").is_file():
-        print(f"{folder} is made first", flush=True)
+        print(f"creating {folder}", flush=True)
         if path:
             model = LanguageModel.load(path, lazy=True)
             _save(folder, model.read_params(), model.module.cfg, model.tokenizer)
@@ -57,9 +57,9 @@ def language_model(path: str, cache: Path, size: str = "smollm2_135m") -> Path:
 
 
 def random_model(size: str) -> tuple[dict, llama.LlamaConfig, object]:
-    """Random parameters of a size, its configuration, and a tokenizer trained on our own pages."""
+    """Random parameters, configuration, and a tokenizer trained on this project's documents."""
     cfg = SHAPES[size]
-    cfg = dataclasses.replace(cfg, vocab_size=max(cfg.vocab_size, 512))  # bytes need that many
+    cfg = dataclasses.replace(cfg, vocab_size=max(cfg.vocab_size, 512))  # room for all bytes
     pages = [TEXT, ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
     tokenizer = train_tokenizer([page.read_text() for page in pages], cfg.vocab_size)
     module, mesh = heads.CausalLM(cfg), sharding.make_mesh("1,-1,1")
@@ -78,15 +78,15 @@ def _save(folder: Path, params: dict, cfg: llama.LlamaConfig, tokenizer, **optio
 def reward_model(
     model: Path, cache: Path, max_length: int, adapters: lora.Lora | None = None
 ) -> Path:
-    """A reward model with the backbone of ``model`` and a random head, as ours and as TRL's.
+    """A reward model with the backbone of ``model`` and a random head, readable by TRL too.
 
     Args:
-      adapters: makes it an adapter on ``model``, which only we can read.
+      adapters: saves an adapter of ``model`` instead, which only this project reads.
     """
     folder = cache / f"reward_{model.name}{'_lora' if adapters else ''}"
     if (folder / "config.json").is_file():
         return folder.resolve()
-    print(f"{folder} is made first", flush=True)
+    print(f"creating {folder}", flush=True)
     policy = LanguageModel.load(model, lazy=True)
     module = make_module(policy.module.cfg, LOSS["loss"], "after")
     with jax.set_mesh(policy.mesh):

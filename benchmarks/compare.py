@@ -1,16 +1,16 @@
-"""Ours against torch, TRL and Hugging Face generate: one checkpoint, the same tokens, in turn.
+"""Compares this project with torch, TRL and Hugging Face generate: same checkpoint, same tokens.
 
 python -m benchmarks.compare [--only=rm,rm_edits,sft,decode,ppo,ppo_lora,ppo_real]
                              [--model=FOLDER|FILE.gguf] [--edits=FILE] [--prompts=FILE]
                              --json=FILE [--markdown=FILE] [--peers=FOLDER]
                              [--sides=ours,peer] [--rounds=2] [--steps=3] [--limit=1200]
 
-Every piece of work is done by ours and its peer in turn (A B A B), each time in a fresh process: a
-few timed steps after one to warm up. A ratio above 1 says that ours is faster; it is the median of
-the rounds, its spread their lowest and highest (null of one round). The peers are those of
-benchmarks/peers/setup.sh, in --peers (benchmarks/peers/venv). Without --model the weights are
-random, of SmolLM2-135M's shape; rm_edits and ppo_real need files, and are left out without them.
-Results are written as they come; what is in --json already stays, so that --only fills in the rest.
+This project ("ours") and the peer run each item in turn (A B A B), each time in a fresh process,
+with one warm-up step and a few timed steps. The ratio is ours / peer in units per second (above 1:
+ours is faster), the median over rounds; its spread is the lowest and highest round (null for one
+round). benchmarks/peers/setup.sh installs the peers into --peers (benchmarks/peers/venv). Without
+--model the weights are random, with SmolLM2-135M's shape; rm_edits and ppo_real need their files.
+Results are written after every item; --json keeps earlier results of other items.
 """
 
 import argparse
@@ -29,7 +29,7 @@ SIDES = ("ours", "peer")
 
 
 def parse_arguments(argv: list[str]) -> argparse.Namespace:
-    """The options; raises InputError for values that cannot be."""
+    """Parses the options; raises InputError for invalid values."""
     texts = dict.fromkeys(("model", "edits", "prompts", "markdown"), "")
     texts |= {"peers": str(HERE / "peers" / "venv"), "sides": ",".join(SIDES)}
     numbers = {"rounds": 2, "steps": Sizes().steps, "limit": 1200.0}
@@ -53,7 +53,7 @@ def python_of(peers: str) -> Path:
 
 
 def main(options: argparse.Namespace) -> bool:
-    """Runs everything and writes the results; whether all of it succeeded."""
+    """Runs all items and writes the results; returns whether all succeeded."""
     print(f"load average {os.getloadavg()[0]:.2f} on {machine.cores()} cores")
     if warning := machine.busy_warning():
         print(warning, file=sys.stderr)
@@ -79,10 +79,10 @@ def main(options: argparse.Namespace) -> bool:
 
 
 def compare(item: Work, options: argparse.Namespace) -> dict:
-    """The figures of one piece of work, as they stand in the JSON file.
+    """Measures one item on both sides and returns its figures for the JSON file.
 
     Raises:
-      RuntimeError: where a side fails or takes longer than the limit.
+      RuntimeError: if a side fails or exceeds the time limit.
     """
     flops = machine.measured_flops()
     print(f"{item.name}: matrix products {flops / 1e9:.0f} GFLOP/s in float32", flush=True)
@@ -118,7 +118,7 @@ def compare(item: Work, options: argparse.Namespace) -> dict:
 
 
 def compare_rounds(ours: list[float], peer: list[float]) -> dict:
-    """The median of the rounds' ratios, and their lowest and highest; None of a single round."""
+    """Median of the rounds' ratios, and their lowest and highest (None for a single round)."""
     ratios = [a / b for a, b in zip(ours, peer, strict=True)]
     spread = [min(ratios), max(ratios)] if len(ratios) > 1 else None
     return {"ratio": statistics.median(ratios), "spread": spread}
@@ -129,12 +129,12 @@ def seconds(result: dict) -> float:
 
 
 def rate(result: dict) -> float:
-    """Units a second."""
+    """Units per second."""
     return result["count"] / seconds(result)
 
 
 def run(item: Work, side: str, options: argparse.Namespace) -> dict:
-    """What one fresh process of a side measured."""
+    """Runs one side in a fresh process and returns its measurements."""
     command = [sys.executable, "-m", "benchmarks.ours", item.script]
     if side == "peer":
         command = [str(python_of(options.peers)), str(HERE / "peers" / f"{item.script}.py")]

@@ -1,14 +1,14 @@
-"""What can only be checked on a GPU or TPU, in one script of at most 8 minutes on one device.
+"""Checks that need a GPU or TPU, in one script of at most 8 minutes on one device.
 
 python -m benchmarks.device --json=FILE [--model=FOLDER|FILE.gguf] [--size=full|tiny]
                             [--only=parity,sampler,attention,reward_model,ppo,decode,plan]
 
-Every check runs in a process of its own, and its figures go to FILE as they come: bfloat16 against
-float32 on --model (random weights of SmolLM2-135M's shape without it), the first ratio of PPO and
-the mismatch of the sampler in bfloat16, the flash kernel against XLA in values, gradients and time;
-on a random LLaMA of 1B parameters a reward-model and a PPO step with their MFU, decoding against
-the roofline of memory bandwidth, and launch.plan against the memory that was used. A check that
-fails is recorded and the others go on; the exit status then is 1.
+Every check runs in its own process and adds its figures to FILE. On --model (default: random
+weights with SmolLM2-135M's shape): log-probabilities in bfloat16 against float32; in bfloat16,
+PPO's first probability ratio and the sampler's mismatch. On random arrays: the flash kernel against
+XLA in values, gradients and time. On a random LLaMA with 1B parameters: MFU of a reward-model and a
+PPO step, decoding against the memory-bandwidth roofline, and used memory against launch.plan. A
+failed check is recorded, the others continue, and the exit status is 1.
 """
 
 import json
@@ -35,12 +35,12 @@ from fgrlhf_jax.runtime import accelerators
 from fgrlhf_jax.runtime.files import write_json
 from launch.shared import process
 
-SECONDS = 480.0  # of all checks
-NATS = 0.02  # the largest mean difference of log-probabilities in bfloat16
+SECONDS = 480.0  # limit for all checks together
+NATS = 0.02  # largest accepted mean difference of log-probabilities in bfloat16
 
 
 class Shapes(NamedTuple):
-    """Of the checks: ``small`` is SmolLM2's shape, ``large`` the random LLaMA's."""
+    """Sizes of the checks; ``small`` and ``large`` are names in ``checkpoint.SHAPES``."""
 
     small: str = "smollm2_135m"
     large: str = "llama_1b"
@@ -58,7 +58,7 @@ SHAPES = {
 
 
 def check_parity(job: dict) -> dict:
-    """Log-probabilities of a text in bfloat16, and in float32 as the device multiplies it."""
+    """Log-probabilities of a text in bfloat16 and float32, against float32 at full precision."""
     shapes = SHAPES[job["size"]]
     ids = encode_text(hf_load.load_tokenizer(job["small"]), checkpoint.TEXT.read_text())
     tokens_BS = np.array([ids[31 * b :][: shapes.columns] for b in range(8)])
@@ -81,13 +81,13 @@ def check_parity(job: dict) -> dict:
 
 
 def check_sampler(job: dict) -> dict:
-    """The first minibatch's ratio and the sampler's mismatch; PPO itself refuses large ones."""
+    """PPO's debug metrics of the first minibatch: ratio and sampler mismatch; PPO checks limits."""
     result = run_ours("ppo", job["small"], job["size"], warmup=0, steps=1)
     return result["debug"]
 
 
 def check_attention(job: dict) -> dict:
-    """The kernel that ``attention=auto`` takes here against XLA, in bfloat16."""
+    """The kernel that ``attention=auto`` selects on this device against XLA, in bfloat16."""
     B, S, N, K, H = SHAPES[job["size"]].heads
     chosen = attention.kernel("auto", "bfloat16", H)
     keys = jax.random.split(jax.random.key(0), 4)
@@ -127,7 +127,7 @@ def check_ppo(job: dict) -> dict:
 
 
 def check_decode(job: dict) -> dict:
-    """Tokens/s against what reading weights and cache once a token allows."""
+    """Tokens/s against the limit from reading weights and KV cache once per token."""
     cfg, figures = hf_load.read_config(job["large"]), {}
     for item in make_work("decode", job["large"], job["size"]):
         result = ours.main(item.script, item.job | {"dtype": "bfloat16"})
@@ -147,7 +147,7 @@ def check_decode(job: dict) -> dict:
 
 
 def check_plan(job: dict) -> dict:
-    """The memory that launch.plan, on a CPU, expects of the reward-model step, and what it took."""
+    """Peak memory of a reward-model step against the prediction of launch.plan on a CPU."""
     (item,) = make_work("rm", job["large"], job["size"])
     run_ours("rm", job["large"], job["size"], warmup=0, steps=1)
     statistics = jax.devices()[0].memory_stats() or {}
@@ -196,14 +196,14 @@ def make_work(group: str, model: str, size: str) -> list[work.Work]:
 
 
 def run_ours(group: str, model: str, size: str, **changes) -> dict:
-    """A piece of our work in bfloat16, with the FLOPs of one timed step."""
+    """Runs this project's side of an item in bfloat16; adds the FLOPs of one timed step."""
     (item,) = make_work(group, model, size)
     result = ours.main(item.script, item.job | {"dtype": "bfloat16"} | changes)
     return result | {"flops": item.flops(result)}
 
 
 def mfu(result: dict) -> dict:
-    """Seconds a step, FLOP/s, and their share of the device's where that is known."""
+    """Seconds per step, FLOP/s, and MFU if the device's peak is known."""
     seconds = float(np.median(result["seconds"]))
     rate = result["flops"] / seconds
     figures = {"seconds": seconds, "tflops": rate / 1e12, "stages": result.get("stages", {})}
@@ -219,7 +219,7 @@ def require(holds: bool, message: str) -> None:
 
 
 def main(argv: list[str]) -> bool:
-    """Runs the checks; whether all of them hold."""
+    """Runs the checks; returns whether all succeeded."""
     options = fresh.parse_options(__doc__, argv, CHECKS, model="")
     end, results = time.monotonic() + SECONDS, fresh.read_results(options.json)
     for name in options.only:
@@ -239,7 +239,7 @@ def main(argv: list[str]) -> bool:
 
 
 def run_check(name: str, job: dict) -> dict:
-    """One check in this process."""
+    """Runs one check in this process."""
     shapes = SHAPES[job["size"]]
     small = checkpoint.language_model(job["model"], fresh.CACHE, shapes.small)
     large = small

@@ -1,4 +1,4 @@
-"""What the commands share: their options, and a process of its own for each measurement."""
+"""Shared by the benchmark commands: options, and measurements in fresh processes."""
 
 import argparse
 import json
@@ -25,12 +25,12 @@ def parse_options(
     """The options ``--json``, ``--only``, ``--size`` and ``others`` of a command.
 
     Args:
-      doc: of the command; its second paragraph says how it is used.
-      parts: what ``--only`` may name; all of them unless it is given.
-      others: defaults by name.
+      doc: docstring of the command; its second paragraph is the usage.
+      parts: valid names in ``--only``; by default all of them.
+      others: defaults of further options, by name.
 
     Raises:
-      InputError: for an unknown part, and where there is no file for the results.
+      InputError: for an unknown part, or without a file for the results.
     """
     usage = doc.split("\n\n")[1]
     parser = argparse.ArgumentParser(usage.split()[2], usage=usage, allow_abbrev=False)
@@ -45,7 +45,7 @@ def parse_options(
 
 
 def choose(name: str, text: str, known: Sequence[str]) -> list[str]:
-    """What an option names, separated by commas; raises InputError for what is not known."""
+    """Splits a comma-separated option; raises InputError for unknown values."""
     values = text.split(",")
     if unknown := [value for value in values if value not in known]:
         raise InputError(f"{name}={unknown[0]}: is not one of {', '.join(known)}")
@@ -53,19 +53,19 @@ def choose(name: str, text: str, known: Sequence[str]) -> list[str]:
 
 
 def read_results(path: str) -> dict:
-    """What a file of results has already, which stays."""
+    """The results already in a file, or {}; they are kept."""
     return read_json(path, {}, "choose another file") if Path(path).exists() else {}
 
 
 def run(command: Sequence[str], job: Any, limit: float, *, ours: bool = True) -> dict:
-    """What ``command JOB.json RESULT.json`` wrote; it is ended with this process or at the limit.
+    """Runs ``command JOB.json RESULT.json`` and returns its result.
 
     Args:
-      limit: seconds.
-      ours: whether it finds our modules.
+      limit: seconds after which the process is killed.
+      ours: whether this project's modules are on its path.
 
     Raises:
-      RuntimeError: with the last lines that it said, where it fails or takes longer.
+      RuntimeError: with the last lines of output, if it fails or exceeds the limit.
     """
     paths = [str(ROOT), os.environ.get("PYTHONPATH", "")] if ours else []
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths))}
@@ -97,13 +97,13 @@ def run(command: Sequence[str], job: Any, limit: float, *, ours: bool = True) ->
 
 
 def check_seconds(result: dict) -> None:
-    """Raises RuntimeError where what was timed took no time."""
+    """Raises RuntimeError if a measured time is not positive and finite."""
     if not all(math.isfinite(s) and s > 0 for s in result["seconds"]):
         raise RuntimeError(f"seconds={result['seconds']} is no measurement")
 
 
 def exit_with_status(main: Callable[[], bool | None]) -> None:
-    """Runs a command: status 1 where it says False or fails, 2 for bad input, 130 for Ctrl-C."""
+    """Runs a command; exit status 1 for False or failure, 2 for bad input, 130 for Ctrl-C."""
     try:
         if main() is False:
             sys.exit(1)
@@ -114,5 +114,5 @@ def exit_with_status(main: Callable[[], bool | None]) -> None:
         print(error, file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
-        print("interrupted; what was measured is in the file of --json", file=sys.stderr)
+        print("interrupted; results so far are in the file of --json", file=sys.stderr)
         sys.exit(130)

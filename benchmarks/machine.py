@@ -1,4 +1,4 @@
-"""What a machine can do, how busy it is, and how much memory a process took."""
+"""Measures the machine: cores, load, FLOP/s of matrix products, peak memory of a process."""
 
 import os
 import re
@@ -8,36 +8,36 @@ import sys
 import time
 from pathlib import Path
 
-SIZE = 2048  # of the square matrices
+SIZE = 2048  # rows and columns of the matrices
 
 
 def cores() -> int:
-    """Those that this process may use."""
+    """Number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def busy_warning() -> str:
-    """A sentence where others use the machine, else ""; the load is of the last minute."""
+    """A warning if the load average of the last minute is high, else ""."""
     load = os.getloadavg()[0]
     if load < 0.25 * cores():
         return ""
     return (
-        f"warning: load average {load:.2f} on {cores()} cores: something else runs (or has just "
-        "ended), and figures taken now are worth little"
+        f"warning: load average {load:.2f} on {cores()} cores: other processes run or have just "
+        "ended, so measurements are unreliable"
     )
 
 
 def peak_memory_gb() -> float:
-    """The most memory that this process has held."""
+    """Peak resident memory of this process, in GB."""
     status = Path("/proc/self/status")
-    if status.is_file():  # what getrusage says begins with the memory of the parent
+    if status.is_file():  # getrusage would include the parent's memory
         return int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1]) * 1024 / 1e9
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
 def measured_flops() -> float:
-    """FLOP/s of float32 matrix products, the best of several, in a process of its own."""
+    """Best FLOP/s of several float32 matrix products, measured in a fresh process."""
     run = subprocess.run(
         [sys.executable, "-m", "benchmarks.machine"], capture_output=True, text=True, check=True
     )

@@ -1,6 +1,6 @@
-"""Our side of a job: ``python -m benchmarks.ours WORK JOB.json RESULT.json``.
+"""This project's side of a job: ``python -m benchmarks.ours WORK JOB.json RESULT.json``.
 
-It calls what the commands call, with the settings that they make for their process.
+It calls the same functions as the commands, with the same process settings.
 """
 
 import dataclasses
@@ -36,7 +36,7 @@ from fgrlhf_jax.runtime.optim import TrainState
 from fgrlhf_jax.training import setup, sft
 from launch.shared import process
 
-COMPILED = "/backend_compile_duration"  # what JAX calls the seconds of a compilation
+COMPILED = "/backend_compile_duration"  # end of JAX's event name for compilation time
 
 
 def main(kind: str, job: dict) -> dict:
@@ -46,7 +46,7 @@ def main(kind: str, job: dict) -> dict:
 
 
 def supervised_config(config: ConfigDict, job: dict, width: int) -> ConfigDict:
-    """Full batches in one piece, nothing recomputed, at a constant rate."""
+    """Sets one micro-batch per update, no remat and a constant learning rate."""
     config.model.path, config.model.remat = job["model"], False
     config.model.dtype = job.get("dtype", "float32")
     config.batch_size, config.micro_batch_size = job.get("batch_size") or len(job["rows"]), 0
@@ -57,7 +57,7 @@ def supervised_config(config: ConfigDict, job: dict, width: int) -> ConfigDict:
 
 
 def train_pairs(job: dict) -> dict:
-    """Updates of a reward model on pairs; with ``epoch`` all of them once."""
+    """Times updates of a reward model on pairs; with ``epoch`` one pass over all pairs."""
     config = rm_config.get_config("smollm2,sequence")
     supervised_config(config, job, job["data"]["max_length"])
     config.data.update(job["data"])
@@ -76,7 +76,7 @@ def train_pairs(job: dict) -> dict:
 
 
 def parse(fields: dict) -> Edit | Preference:
-    """The record of the fields of a pair."""
+    """The record of a pair from its fields."""
     fields = fields | {"messages": tuple(Message(**turn) for turn in fields["messages"])}
     if "edited" not in fields:
         return Preference(**fields)
@@ -84,7 +84,7 @@ def parse(fields: dict) -> Edit | Preference:
 
 
 def train_sft(job: dict) -> dict:
-    """Updates on rows of which every token but the first is imitated."""
+    """Times SFT updates on rows; the loss covers every token but the first."""
     width = len(job["rows"][0])
     config = supervised_config(sft_config.get_config("smollm2"), job, width)
     config.data.template = "plain"
@@ -95,7 +95,7 @@ def train_sft(job: dict) -> dict:
 
 
 def time_updates(trainer, start: int, steps: int, warmup: int) -> dict:
-    """Seconds of ``steps`` updates from number ``start`` on, after ``warmup`` before it."""
+    """Seconds of ``steps`` updates from number ``start``, after ``warmup`` updates before it."""
     state = initial_state(trainer)
     trainer.prepare(state, 0)
     seconds = []
@@ -113,7 +113,7 @@ def timing(job: dict) -> dict:
 
 
 def initial_state(trainer) -> TrainState:
-    """As ``training.run`` makes it where there is no checkpoint."""
+    """The initial state, as ``training.run`` makes it without a checkpoint."""
     with jax.set_mesh(trainer.mesh):
         params = trainer.initial_params()
         layout = jax.tree.map(lambda x: x.sharding, trainer.abstract.opt_state)
@@ -121,7 +121,7 @@ def initial_state(trainer) -> TrainState:
 
 
 def decode(job: dict) -> dict:
-    """Greedy decoding of responses that never end: its time without that of the first token."""
+    """Times greedy decoding without stopping; the time of the prefill is subtracted."""
     dtype = job.get("dtype", "float32")
     model = dataclasses.replace(LanguageModel.load(job["model"], dtype=dtype), end_ids=())
     prompts = job["prompts"]
@@ -145,7 +145,7 @@ def decode(job: dict) -> dict:
 
 
 def run_ppo(job: dict) -> dict:
-    """Iterations of PPO, four models of one size, from prompts to the updated policy."""
+    """Times PPO iterations, from prompts to the updated policy, with four models of one size."""
     config = ppo_config.get_config("smollm2,sequence")
     config.policy, config.reward_model = job["model"], job["reward_model"]
     if "lora_rank" in job:
@@ -188,7 +188,7 @@ def run_ppo(job: dict) -> dict:
 
 
 def prompts_of(job: dict) -> dict[str, Prompts]:
-    """Prompts to learn from; none to evaluate on, which no iteration needs."""
+    """The job's prompts for training, and no prompts for validation."""
     ids = job["prompts"]
     records = [Instruction("", "", "") for _ in ids]
     return {"train": Prompts(ids, [""] * len(ids), records), "validation": Prompts([], [], [])}
@@ -197,7 +197,7 @@ def prompts_of(job: dict) -> dict[str, Prompts]:
 if __name__ == "__main__":
     process.ask_for_huge_pages()
     process.prepare()
-    jax.config.update("jax_enable_compilation_cache", False)  # what compiling takes is a figure too
+    jax.config.update("jax_enable_compilation_cache", False)  # compilation time is measured
     compiling: list[float] = []
     jax.monitoring.register_event_duration_secs_listener(
         lambda name, seconds, **_: compiling.append(seconds * name.endswith(COMPILED))

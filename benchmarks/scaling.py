@@ -1,10 +1,11 @@
-"""Time and memory of ours against sizes, to find what grows faster than they do.
+"""Measures time and memory over growing sizes, to find work that grows faster than its size.
 
 python -m benchmarks.scaling --json=FILE [--only=pairs,batch,length,decode] [--size=full|tiny]
 
-pairs: edits read, aligned and planned into batches, no model. batch and length: an update of a
-small LLaMA on rows of 128 tokens, and on 8 rows. decode: responses of 64 tokens. Every point is a
-process of its own. The power p says that time grew as size^p since the point before.
+pairs: number of edits to encode, align and plan into batches, without a model. batch: rows of 128
+tokens per update of a small LLaMA. length: tokens per row, in updates of 8 rows. decode: responses
+of 64 tokens per batch. Every point runs in its own process. Power p: time grew as size^p since the
+last point.
 """
 
 import itertools
@@ -35,7 +36,7 @@ POINTS = {
     "tiny": {"pairs": (50, 100), "batch": (2,), "length": (), "decode": ()},
 }
 MODELS = {"full": "small", "tiny": "tiny"}
-LIMIT = 300.0  # seconds of a point
+LIMIT = 300.0  # seconds per point
 
 
 def prepare_pairs(model: str, count: int) -> float:
@@ -58,21 +59,21 @@ def prepare_pairs(model: str, count: int) -> float:
 
 
 def update(model: str, rows: int, columns: int) -> float:
-    """Seconds of an update on rows of random tokens."""
+    """Seconds per update on rows of random tokens."""
     ids = np.random.default_rng(0).integers(5, 500, (rows, columns)).tolist()
     job = {"model": model, "rows": ids, "warmup": 1, "steps": 3, "count": rows * columns}
     return float(np.median(ours.train_sft(job)["seconds"]))
 
 
 def decode(model: str, rows: int) -> float:
-    """Seconds for responses of 64 tokens to prompts of 32."""
+    """Seconds for responses of 64 tokens to prompts of 32 tokens."""
     prompts = np.random.default_rng(0).integers(5, 500, (rows, 32)).tolist()
     job = {"model": model, "prompts": prompts, "response": 64, "steps": 3, "count": rows * 63}
     return float(np.median(ours.decode(job)["seconds"]))
 
 
 def measure(name: str, model: str, size: int) -> dict:
-    """One point: the seconds that it took and the most memory that this process has held."""
+    """Measures one point: its seconds and the peak memory of this process."""
     seconds = {
         "pairs": lambda: prepare_pairs(model, size),
         "batch": lambda: update(model, size, 128),
@@ -83,7 +84,7 @@ def measure(name: str, model: str, size: int) -> dict:
 
 
 def powers(points: list[dict]) -> list[dict]:
-    """The points with the power with which time grew from each to the next."""
+    """Adds ``power`` to each point but the first: time grew as size^power since the last point."""
     for before, point in itertools.pairwise(points):
         growth = max(point["seconds"], 1e-9) / max(before["seconds"], 1e-9)
         point["power"] = math.log(growth) / math.log(point["size"] / before["size"])

@@ -1,4 +1,4 @@
-"""Results as lines and as a Markdown table."""
+"""Formats the results of ``compare`` as lines of text and as a Markdown table."""
 
 HEAD = """\
 | work | unit | ours | peer | ratio (lowest to highest) | share of the products' FLOP/s | peak GB |
@@ -7,7 +7,7 @@ HEAD = """\
 
 
 def markdown(results: dict) -> str:
-    """A table of everything that was compared."""
+    """The Markdown table of all results."""
     rows = [row for row in results.values() if "memory_gb" in row]
     return HEAD + "".join(f"| {' | '.join(cells(row))} |\n" for row in rows)
 
@@ -29,7 +29,7 @@ def cells(row: dict) -> list[str]:
 
 
 def ratio(row: dict) -> str:
-    """The median in bold, and the spread; of decoding that of the prefill, too."""
+    """The median ratio in bold and its spread; for decoding also the ratio of the prefill."""
     if "ratio" not in row:
         return "–"
     spread = "{:.2f} to {:.2f}".format(*row["spread"]) if row["spread"] else "one round"
@@ -38,7 +38,7 @@ def ratio(row: dict) -> str:
 
 
 def line(name: str, row: dict) -> str:
-    """One result for the terminal."""
+    """One result as a line for the terminal."""
     title, unit, ours, peer, ratio_and_spread, shares, memory = cells(row)
     ratio_and_spread = ratio_and_spread.replace("*", "")
     compiling = f"; ours compiles {number(row.get('compile_seconds'))} s"

@@ -1,7 +1,7 @@
-"""What is compared: for each piece of work one job that ours and the peer read, and its FLOPs.
+"""The benchmark items: for each a job that this project ("ours") and the peer read, and its FLOPs.
 
-A job is JSON. Token ids are made here, once, so that both sides compute the same tokens; ours also
-gets the records that they are of, since it reads those as its commands do.
+A job is JSON. Texts are tokenized here once, so that both sides compute the same tokens; ours also
+gets the records, because it encodes them as its commands do.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ LORA = Lora(rank=16)
 
 
 class Sizes(NamedTuple):
-    """Of the pieces of work; the defaults are those of the table in the documentation."""
+    """Sizes of the items; the defaults are those of the table in the documentation."""
 
     pairs: int = 4
     columns: int = 128
@@ -45,14 +45,14 @@ TINY = Sizes(2, 16, 8, 192, (1, 2), 8, 48, 2, 4, 160, 8)
 
 
 class Work(NamedTuple):
-    """A piece of work.
+    """A benchmark item.
 
     Attributes:
-      script: of ``peers/`` that does it, and the kind of work of ``ours``.
-      peer: what the table calls the peer.
-      unit: what is counted, for example tokens; a result has their number in ``count``.
-      job: what both sides read.
-      flops: of the model, from a side's result: for as many counted units.
+      script: name of the script in ``peers/`` and of the work in ``ours``.
+      peer: name of the peer in the table.
+      unit: counted unit, for example tokens; a result has their number in ``count``.
+      job: input of both sides.
+      flops: function from a side's result to the model FLOPs of its counted units.
     """
 
     name: str
@@ -67,7 +67,7 @@ class Work(NamedTuple):
 def make(
     groups: Sequence[str], model: Path, cache: Path, edits: str, prompts: str, sizes: Sizes
 ) -> list[Work]:
-    """The work of ``groups`` on a checkpoint.
+    """The items of ``groups`` for a checkpoint.
 
     Raises:
       InputError: for files without usable rows.
@@ -113,7 +113,7 @@ def make(
 
 
 def _reward_model(base: dict, tokenizer, cfg, text: str, sizes: Sizes) -> Work:
-    """Pairs of rows of one length that share nothing but the line end of an empty prompt."""
+    """Pairs of rows of equal length that share only the line break of an empty prompt."""
     width, count = sizes.columns, sizes.pairs * (1 + sizes.steps)
     rows = [Preference("", "", text[61 * n :], text[73 * n + 23 :], 1) for n in range(count)]
     data = {"template": "plain", "max_length": width, "max_prompt_length": width // 2}
@@ -127,7 +127,7 @@ def _reward_model(base: dict, tokenizer, cfg, text: str, sizes: Sizes) -> Work:
 
 
 def _real_edits(base: dict, tokenizer, cfg, path: str, sizes: Sizes) -> Work:
-    """An epoch over edits of a file, rows of their own lengths."""
+    """One epoch over the edits of a file, with rows of their real lengths."""
     template = "chat" if tokenizer.chat_template else "alpaca"
     width = sizes.edit_columns
     data = {"template": template, "max_length": width, "max_prompt_length": 3 * width // 4}
@@ -144,7 +144,7 @@ def _real_edits(base: dict, tokenizer, cfg, path: str, sizes: Sizes) -> Work:
 
 
 def _encode_sides(tokenizer, rows: Sequence[Record], data: dict) -> dict:
-    """Token ids of both sides of pairs, as the reward model's own reader cuts them."""
+    """Token ids of both sides of pairs, truncated as the reward model's reader truncates them."""
     options = {"max_prompt_length": data["max_prompt_length"], "append_eos": True}
     pairs = []
     for row in rows:
@@ -171,7 +171,7 @@ def _decode(base: dict, cfg, ids: list[int], rows: int, sizes: Sizes) -> Work:
 
 
 def _ppo(name: str, title: str, cfg: llama.LlamaConfig, job: dict, unit: str) -> Work:
-    """FLOPs: sampling, four models that score and two that learn, each on every real token."""
+    """An item of PPO; FLOPs of sampling, of scoring by four models and of updating two."""
 
     def flops(result: dict) -> float:
         responses = result["lengths"]
@@ -185,7 +185,7 @@ def _ppo(name: str, title: str, cfg: llama.LlamaConfig, job: dict, unit: str) ->
 
 
 def _real_prompts(base: dict, tokenizer, cfg, path: str, sizes: Sizes) -> Work:
-    """One PPO iteration on prompts of a file; responses end where the policy ends them."""
+    """One PPO iteration on prompts of a file; responses end at EOS."""
     template = "chat" if tokenizer.chat_template else "alpaca"
     options = {"template": template, "max_prompt_length": sizes.real_prompt, "overlong": "drop"}
     rows = sources.read(path, need="prompts")
@@ -208,6 +208,6 @@ def _real_prompts(base: dict, tokenizer, cfg, path: str, sizes: Sizes) -> Work:
 
 
 def spread(rows: Sequence, count: int) -> list:
-    """At most ``count`` rows from all over a file."""
+    """At most ``count`` rows, evenly spaced over a file."""
     step = max(len(rows) // count, 1)
     return list(rows[::step][:count])

@@ -1,11 +1,11 @@
-"""A judge of your own: the more positive response wins, unless it only repeats itself.
+"""Example of a custom judge: the more positive response wins, unless it only repeats words.
 
 pip install vaderSentiment
 python -m launch.evaluate --config.outputs=after.json --config.reference=before.json \
     --config.judge=examples.vader_judge:judge
 
-The same flag of launch.ppo makes it score PPO's validation responses; ``best_metric=score`` then
-exports the policy that it liked best.
+With the same flag launch.ppo scores validation responses; ``best_metric=score`` then exports the
+policy with the best score.
 """
 
 import functools
@@ -19,8 +19,8 @@ def analyzer():
 
 
 def judge(prompts, responses):
-    """Returns a score for each response: VADER's compound sentiment (-1 to 1) times the share of
-    different words, so that a string of praise is worth little."""
+    """Returns one score per response: VADER's compound sentiment (-1 to 1) times the share of
+    distinct words, so that repeated praise scores low."""
     scores = []
     for response in responses:
         words = response.lower().split()

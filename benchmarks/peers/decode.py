@@ -1,4 +1,4 @@
-"""Hugging Face's generate, greedy, as it comes; the end of a response is switched off."""
+"""Peer: Hugging Face's generate with its defaults, greedy, without stopping at EOS."""
 
 import statistics
 import time

@@ -1,4 +1,4 @@
-"""TRL's PPOTrainer: policy, reference, critic and reward model of one size."""
+"""Peer: TRL's PPOTrainer; policy, reference, critic and reward model have the same size."""
 
 import statistics
 import time

@@ -1,4 +1,4 @@
-"""TRL's RewardTrainer on pairs."""
+"""Peer: TRL's RewardTrainer on pairs."""
 
 import torch
 from datasets import Dataset
@@ -13,7 +13,7 @@ model = AutoModelForSequenceClassification.from_pretrained(
 )
 model.config.pad_token_id = tokenizer.pad_token_id
 rows, size = job["rows"], job["batch_size"]
-if job.get("epoch"):  # one update to warm up, then every pair once, in an order of chance
+if job.get("epoch"):  # a warm-up update, then every pair once in random order
     order = torch.randperm(len(rows)).tolist()
     rows = rows[: job["warmup"] * size] + [rows[n] for n in order]
 config = RewardConfig(

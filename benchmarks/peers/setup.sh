@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The peers of benchmarks.compare, in a virtual environment of their own.
+# Installs the peers of benchmarks.compare into their own virtual environment.
 # bash benchmarks/peers/setup.sh [FOLDER]      (default: benchmarks/peers/venv)
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)

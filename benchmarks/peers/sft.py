@@ -1,4 +1,4 @@
-"""A training loop in plain PyTorch: Hugging Face's model, cross-entropy of every token, AdamW."""
+"""Peer: plain PyTorch training of Hugging Face's model, cross-entropy of every token, AdamW."""
 
 import time
 

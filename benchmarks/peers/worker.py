@@ -1,4 +1,4 @@
-"""What the peers' scripts share: ``python SCRIPT.py JOB.json RESULT.json``."""
+"""Shared by the peers' scripts, which run as ``python SCRIPT.py JOB.json RESULT.json``."""
 
 import json
 import os
@@ -24,14 +24,14 @@ def read_job() -> dict:
 
 
 def write_result(result: dict) -> None:
-    """``seconds`` of each timed step and what else the script counted, with the peak memory."""
+    """Writes the result (``seconds`` per timed step, counts) with the peak memory."""
     peak = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]
     result["memory_gb"] = int(peak) * 1024 / 1e9
     Path(sys.argv[2]).write_text(json.dumps(result))
 
 
 def load_tokenizer(model: str):
-    """The tokenizer with a token to pad with that ends no response, and padding on the left."""
+    """The tokenizer with left padding and a pad token that is not its EOS."""
     tokenizer = AutoTokenizer.from_pretrained(model, padding_side="left")
     names = ("<|endoftext|>", "<unk>")
     tokenizer.pad_token = next(name for name in names if name in tokenizer.get_vocab())
@@ -39,7 +39,7 @@ def load_tokenizer(model: str):
 
 
 class Clock(TrainerCallback):
-    """Seconds of every step of a trainer, from the end of the one before."""
+    """Records the seconds of every step of a trainer, from the end of the last step."""
 
     def __init__(self):
         self.seconds = []
@@ -55,7 +55,7 @@ class Clock(TrainerCallback):
 
 
 def trainer_options() -> dict:
-    """For every trainer: float32 on the CPU, nothing written, nothing recomputed."""
+    """Options of every trainer: float32 on the CPU, no files, no gradient checkpointing."""
     return {
         "output_dir": tempfile.mkdtemp(),
         "report_to": "none",
