@@ -1,4 +1,4 @@
-"""Rows to annotate, for the tests of the files of annotations."""
+"""Rows to annotate and decisions on them, for tests of annotation files."""
 
 import json
 from pathlib import Path
@@ -23,7 +23,7 @@ def lines(path: Path) -> list[dict]:
 
 
 def edits(path: Path) -> list[tuple[str, str]]:
-    """(edited, annotator) of every row of a file of edits."""
+    """(edited, annotator) for every row of a file of edits."""
     return [(row["edited"], row["annotator"]) for row in lines(path)]
 
 

@@ -1,4 +1,4 @@
-"""Runs commands on input that they must refuse."""
+"""Runs commands on invalid input, damages files, and checks the one-sentence errors."""
 
 import random
 import re
@@ -12,7 +12,7 @@ from launch.shared import cli
 
 
 def run(monkeypatch, capsys, module, *flags: str, **fields) -> tuple[int, list[str]]:
-    """Run a command that will fail: (its exit status, the lines on stderr). "__" for the dots."""
+    """Runs a command that must fail; (exit status, lines on stderr). "__" in fields means "."."""
     overrides = [f"--config.{name.replace('__', '.')}={v}" for name, v in fields.items()]
     monkeypatch.setattr(sys, "argv", [module.__name__, *flags, *overrides])
     before = signal.getsignal(signal.SIGTERM)
@@ -26,10 +26,10 @@ def run(monkeypatch, capsys, module, *flags: str, **fields) -> tuple[int, list[s
 
 
 def error_sentence(result: tuple[int, list[str]]) -> str:
-    """The one sentence, without "error: "."""
+    """The one-sentence error of :func:`run`'s result, without "error: "."""
     status, lines = result
     assert status == 2, lines
-    lines = [line for line in lines if not line.startswith("template=")]  # what it uses
+    lines = [line for line in lines if not line.startswith("template=")]  # a note, not an error
     assert len(lines) == 1, lines
     assert lines[0].startswith("error: ")
     return lines[0].removeprefix("error: ")
@@ -40,17 +40,17 @@ def read_files(folder: Path) -> dict[str, bytes]:
 
 
 def fill(value, words: dict):
-    """A field's value with the words of a table replaced by what they stand for."""
+    """A field's value with the keys of ``words`` replaced by their values."""
     for word, meaning in words.items():
         value = value.replace(word, str(meaning)) if isinstance(value, str) else value
     return value
 
 
 def damage(path: Path, how: str, rng: random.Random, other: Path) -> None:
-    """Changes a file as a disk, a person or a copy of the folder may.
+    """Damages a file as a disk failure, a person or a partial copy might.
 
     Args:
-      how: delete, empty, cut, flip, or swap it with ``other``.
+      how: "delete", "empty", "cut", "flip" (a bit), or "swap" (content of ``other``).
     """
     content = path.read_bytes()
     place = rng.randrange(max(1, len(content)))

@@ -1,4 +1,4 @@
-"""A server of the annotators' page in a process of its own, and people at it with a browser."""
+"""A server of the annotation page in its own process, and annotators with browsers."""
 
 import dataclasses
 import json
@@ -20,7 +20,7 @@ ROWS[2] |= {"output": "  one\r\ntwo\t \r\n\r\nthree 😀\r\n"}
 
 
 class Server:
-    """The command in a process of its own."""
+    """``launch.annotate`` in its own process."""
 
     def __init__(self, folder: Path, *flags: str, port: int = 0, **environment: str):
         (folder / "rows.json").write_text(json.dumps(ROWS))
@@ -40,7 +40,7 @@ class Server:
         return self.process.returncode, out, err
 
     def edits(self, count: int) -> list[dict]:
-        """The rows of the file, which is written just after the answer, once there are so many."""
+        """The rows of the file once it has ``count`` rows; it is written just after the reply."""
         for _ in range(100):
             rows = [json.loads(line) for line in self.output.read_text().splitlines()]
             if len(rows) == count:
@@ -50,7 +50,7 @@ class Server:
 
 
 class Person:
-    """A browser of one's own, watched: what it asks for, and what goes wrong in it."""
+    """An annotator with a browser context that records requests and errors."""
 
     def __init__(self, browser, url: str, name: str, width: int = 1280, height: int = 860):
         self.context = browser.new_context(viewport={"width": width, "height": height})
@@ -77,7 +77,7 @@ class Person:
         self.page.wait_for_selector("#bar")
 
     def row(self) -> str:
-        """The id of the row that is shown, "" where none is."""
+        """The id of the displayed row, or ""."""
         match = re.search(r"Row (\S+)", self.page.inner_text("#prompt"))
         return match[1] if match else ""
 
@@ -90,13 +90,13 @@ class Person:
         )
 
     def type(self, text: str, shown: str = "") -> None:
-        """Types a text, and waits for a part of it in the difference."""
+        """Types a text and waits until the difference shows ``shown`` as inserted."""
         self.page.fill("#edit", text)
         if shown:
             self.page.wait_for_selector(f"#difference ins:has-text('{shown}')")
 
     def edit(self, text: str) -> None:
-        """Type it, see that it is compared, save it with the keyboard, see that it is saved."""
+        """Types an edit, waits for its difference, saves it by keyboard, waits for the message."""
         row = self.row()
         self.type(text)
         self.page.wait_for_selector("#save:has-text('Save the edit')")
@@ -117,7 +117,7 @@ class Person:
 
 @dataclasses.dataclass
 class Team:
-    """Ann and Bob at the page, and the edits that the file must have."""
+    """Two annotators at one server, and the edits expected in the file."""
 
     server: Server
     ann: Person
@@ -125,7 +125,7 @@ class Team:
     expected: list[dict] = dataclasses.field(default_factory=list)
 
     def edit(self, person: Person, row: str, text: str, saved: str = "") -> None:
-        """Edits the row that the person has; the file has it when the next row shows."""
+        """Edits the person's current row, and checks that the file has it when the next shows."""
         assert person.row() == row
         person.edit(text)
         record = next(record for record in ROWS if record["id"] == row)

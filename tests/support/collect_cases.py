@@ -1,4 +1,4 @@
-"""A model that edits well but for some rows, the responses that it edits, and the command."""
+"""A fake editing model with a few bad replies, responses to edit, and launch.collect_edits."""
 
 import re
 
@@ -22,7 +22,7 @@ def edited(n: int) -> str:
 
 
 def editor(prompt: str) -> str:
-    """A model that edits well, but for some rows, and says something around its edits."""
+    """A model's reply: text around an edit, which is bad for some rows."""
     response = re.search(r"Response (\d+): .*", prompt)
     n, (tag,) = int(response[1]), re.findall(r"between <(\w+)>", prompt) or [""]
     texts = {
@@ -35,7 +35,7 @@ def editor(prompt: str) -> str:
 
 
 def write_responses(folder, count):
-    """A file of responses, one of them blank."""
+    """Writes a file of responses, one of them blank."""
     rows = [{"instruction": f"Question {n}?", "output": original(n)} for n in range(count)]
     rows[17]["output"] = " "
     write_jsonl(folder / "responses.jsonl", rows)

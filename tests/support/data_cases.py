@@ -1,4 +1,4 @@
-"""Small files of the forms that people have collected data in."""
+"""Small files in the formats of published data sets."""
 
 import json
 from pathlib import Path

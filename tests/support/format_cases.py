@@ -1,4 +1,4 @@
-"""Rows as the world's data sets have them, and the records in them."""
+"""Rows in the layouts of published data sets, with the records expected from them."""
 
 from fgrlhf_jax.data.records import Edit, Instruction, Message, Preference
 
@@ -6,7 +6,7 @@ SKY = "What color is the sky?"
 
 
 def turns(*texts: str, system: str = "") -> list[dict[str, str]]:
-    """Messages of the user and the assistant by turns, behind a system message."""
+    """Alternating messages of user and assistant, after an optional system message."""
     head = [{"role": "system", "content": system}] if system else []
     roles = ("user", "assistant") * len(texts)
     return head + [{"role": r, "content": t} for r, t in zip(roles, texts, strict=False)]
@@ -16,7 +16,7 @@ def chat(*texts: str, system: str = "") -> tuple[Message, ...]:
     return tuple(Message(**turn) for turn in turns(*texts, system=system))
 
 
-def said(role: str, text: str) -> dict[str, str]:
+def entry(role: str, text: str) -> dict[str, str]:
     return {"from": role, "value": text}
 
 
@@ -130,7 +130,7 @@ LAYOUTS = {
     "ShareGPT": (
         {
             "id": "x",
-            "conversations": [said("system", ""), said("human", SKY), said("gpt", "Blue.")],
+            "conversations": [entry("system", ""), entry("human", SKY), entry("gpt", "Blue.")],
         },
         Instruction("", "", "Blue.", chat(SKY)),
     ),
@@ -139,8 +139,8 @@ LAYOUTS = {
         Instruction("", "", "Blue.", chat(SKY)),
     ),
     "ShareGPT preference of LLaMA-Factory": (
-        {"conversations": [said("human", SKY)]}
-        | {"chosen": said("gpt", "Blue."), "rejected": said("gpt", "Green.")},
+        {"conversations": [entry("human", SKY)]}
+        | {"chosen": entry("gpt", "Blue."), "rejected": entry("gpt", "Green.")},
         pair("Blue.", "Green.", *chat(SKY)),
     ),
     "LLaMA-Factory's history": (

@@ -1,4 +1,4 @@
-"""Small models of every shape and architecture, to be saved and read again."""
+"""Small models of every shape and architecture, and functions that save them."""
 
 import dataclasses
 import functools
@@ -61,14 +61,14 @@ def same(ours, theirs):
 
 
 def configure(file: Path, **fields) -> None:
-    """Changes a file of JSON, or begins one; ... takes a field out."""
+    """Changes or creates a JSON file; the value ... removes a field."""
     content = (json.loads(file.read_text()) if file.exists() else {}) | fields
     file.parent.mkdir(exist_ok=True)
     file.write_text(json.dumps({name: x for name, x in content.items() if x is not ...}))
 
 
 def rewrite(file: Path, change) -> None:
-    """Replaces the tensors in a file by others."""
+    """Replaces the tensors of a file by ``change(tensors)``."""
     safetensors.numpy.save_file(change(safetensors.numpy.load_file(file)), file)
 
 
@@ -76,7 +76,7 @@ ADAPTER = Lora(4, alpha=6.0)
 
 
 def adapter_params(module, lora: Lora = ADAPTER, seed: int = 1) -> dict:
-    """Its "lora", with a B that is not zero, and any "head"."""
+    """A random adapter of a module: "lora", with a nonzero B, and "head" if it has one."""
     mesh = sharding.make_mesh("1,-1,1", jax.devices()[:1])
     trained, _ = split(sharding.abstract(abstract(module), mesh), lora, mesh)
     rng = np.random.default_rng(seed)
@@ -88,7 +88,7 @@ def adapter_params(module, lora: Lora = ADAPTER, seed: int = 1) -> dict:
 def save_adapter(
     folder: Path, base: Path, architecture=hf_save.LANGUAGE_MODEL, module=None, lora=ADAPTER, **how
 ) -> tuple[Path, dict]:
-    """Saves a random adapter of ``base``; returns the folder and what is in it."""
+    """Saves a random adapter of ``base``; returns the folder and the parameters."""
     module = module or MODULES[architecture]
     params = adapter_params(module, lora)
     options = {"architecture": architecture, "adapter": lora, "origin": Origin(str(base))}

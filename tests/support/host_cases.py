@@ -1,4 +1,4 @@
-"""Pairs of processes that find each other, as those of two hosts do."""
+"""Pairs of processes that connect through jax.distributed, like those of two hosts."""
 
 import signal
 import socket
@@ -9,10 +9,10 @@ from processes import Process, devices
 
 
 class Pair:
-    """Two processes that find each other, each with two devices and an output of its own."""
+    """Two connected processes, each with two devices and its own output file."""
 
     def __init__(self, arguments: list[str], folder: Path):
-        """``PORT`` and ``NUMBER`` in the arguments are the coordinator's and the process's."""
+        """Replaces PORT (the coordinator's) and NUMBER (the process's) in the arguments."""
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = str(free.getsockname()[1])
@@ -24,13 +24,13 @@ class Pair:
             self.processes.append(process)
 
     def stop(self, file: Path) -> None:
-        """Sends a signal to one of them as soon as ``file`` exists."""
+        """Sends SIGTERM to the second process as soon as ``file`` exists."""
         while not file.exists() and self.processes[1].poll() is None:
             time.sleep(0.002)
         self.processes[1].send_signal(signal.SIGTERM)
 
     def end(self, status: int = 0) -> list[str]:
-        """Waits for both, which must end with this status; returns their outputs."""
+        """Waits for both, checks their exit status, and returns their outputs."""
         codes, texts = self.results()
         assert codes == [status, status], "\n".join(texts)
         return texts

@@ -1,12 +1,12 @@
-"""What a browser would see of a page."""
+"""Parses an HTML page for tests."""
 
 import html.parser
 
 
 class Page(html.parser.HTMLParser):
-    """Every tag with its attributes, and the text of the page, of cells, paragraphs and spans.
+    """A parsed page: tags with attributes, and the text of the page, its cells and paragraphs.
 
-    Tags must be balanced. ``spans`` are tokens, each with its attributes and text.
+    Tags must be balanced. ``spans`` are coloured tokens with attributes and text.
     """
 
     def __init__(self, source: str):
@@ -47,8 +47,8 @@ class Page(html.parser.HTMLParser):
             self.spans[-1]["text"] += data
 
     def count(self, tag: str, **attributes) -> int:
-        return sum(name == tag and attributes.items() <= found.items() for name, found in self.tags)
+        return sum(name == tag and attributes.items() <= attrs.items() for name, attrs in self.tags)
 
     def shares(self) -> list[float]:
-        """How strong the colour of each span is."""
+        """The strength of each span's colour, in [0, 0.8]."""
         return [float(span["style"].removeprefix("--share:")) for span in self.spans]

@@ -1,7 +1,7 @@
-"""A hub on this machine: what `datasets` and `huggingface_hub` ask of the real one, and tell it.
+"""A fake local Hugging Face hub with the endpoints that `datasets` and `huggingface_hub` use.
 
-A process with `environment(server, home)` reads tatsu-lab/alpaca_farm from it. As there, the main
-branch has a loading script, and the Parquet files are in a branch of their own.
+A process with `environment(server, home)` reads tatsu-lab/alpaca_farm from it. As on the real hub,
+its main branch has a loading script, and another branch has the Parquet files.
 """
 
 import base64
@@ -32,7 +32,7 @@ def pair(text: str, **fields) -> dict:
 
 
 def alpaca_farm(times: int = 1) -> dict[str, list[dict]]:
-    """CONFIG/SPLIT of every set, with its fields as they are on the hub, and few rows."""
+    """CONFIG/SPLIT → a few rows, with the fields of the real data set."""
     sizes = {"sft": 3, "preference": 4, "unlabeled": 5, "val": 2}
     sets = {
         f"alpaca_instructions/{split}": [instruction(f"{split} {n}") for n in range(size * times)]
@@ -70,7 +70,7 @@ def environment(server, home: Path) -> dict[str, str]:
 
 @contextlib.contextmanager
 def serve(token: str = ""):
-    """The hub; with a ``token`` it has no repository yet, and takes what comes with that token."""
+    """Runs the hub; with a ``token`` it starts empty and accepts uploads with that token."""
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     server.token, server.private, server.blobs, server.faults = token, set(), {}, {}
     server.repos = {} if token else {f"datasets/{NAME}": revisions()}
@@ -85,7 +85,7 @@ def serve(token: str = ""):
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
-    """``server.faults`` maps a part of a path to the status that requests of it get."""
+    """The request handler; ``server.faults`` maps a part of a path to an error status."""
 
     protocol_version = "HTTP/1.1"
 
@@ -143,7 +143,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
             self.change(match[1], match[2], unquote(match[3]), body)
 
     def change(self, repo: str, action: str, branch: str, body: bytes) -> None:
-        """A new branch, how files are to be sent, or a commit."""
+        """Creates a branch, answers a preupload request, or commits files."""
         files = self.server.repos[repo]
         if action == "branch":
             files.setdefault(branch, dict(files["main"]))
@@ -178,7 +178,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
         return branches.get(revision, unquote(revision))
 
     def items(self, files: dict[str, bytes], folder: str, deep: bool = False) -> list[dict]:
-        """What is directly in a folder, or in all below it."""
+        """The items of a folder, with ``deep`` also those of its subfolders."""
         items, start = {}, f"{folder}/" if folder else ""
         for path, data in files.items():
             if path.startswith(start):

@@ -1,6 +1,6 @@
-"""Small tokenizers of the layouts that LLaMA-like checkpoints have, with templates of their shapes.
+"""Small tokenizers and chat templates like those of LLaMA-family checkpoints.
 
-Written after the public formats; vocabularies are trained on the few sentences below.
+They follow the public formats; vocabularies are trained on the few sentences below.
 """
 
 import json
@@ -89,7 +89,7 @@ def _train(pre_tokenizer, vocab_size: int, **options) -> dict:
 
 
 def sentencepiece(chat: str | None, *, legacy: bool = True, control=()) -> PreTrainedTokenizerFast:
-    """LLaMA-1's and 2's: ▁ for a blank, one ▁ in front (legacy: after each control token too)."""
+    """Like LLaMA 1 and 2: ▁ for a blank, one ▁ in front (legacy: also after control tokens)."""
     trained = _train(pre_tokenizers.Metaspace(prepend_scheme="always"), 420)
     names = ["<unk>", "<s>", "</s>", *control, *(f"<0x{byte:02X}>" for byte in range(256))]
     vocab = {name: index for index, name in enumerate([*names, *trained["vocab"]])}
@@ -198,7 +198,7 @@ def texts(count: int, sentences: list[str], seed: int = 0) -> list[str]:
 
 
 def differences(tokenizer, template: str, messages: list[dict], response: str) -> list[str]:
-    """What is wrong with our ids of a conversation and a response to it."""
+    """Faults in this project's ids of a conversation and a response, as texts; [] if none."""
     turns = tuple(Message(**message) for message in messages)
     record = Instruction(*("", "", ""), turns if template == "chat" else ())
     record = record if template == "chat" else Instruction(messages[-1]["content"], "", "")
@@ -216,7 +216,7 @@ def differences(tokenizer, template: str, messages: list[dict], response: str) -
     answer = [*messages, {"role": "assistant", "content": response}]
     theirs, their_whole = ids_of(messages, add_generation_prompt=True), ids_of(answer)
     their_whole += [] if template == "chat" else [tokenizer.eos_token_id]
-    while their_whole[-1] not in special:  # what a template writes behind the end of a turn
+    while their_whole[-1] not in special:  # text of the template after the end of a turn
         their_whole.pop()
     contents, found = [message["content"] for message in answer], []
     names = [*(tokenizer.convert_ids_to_tokens(i) for i in special), "<unk>"]

@@ -1,8 +1,8 @@
-"""A language model behind a network, as bad as networks are, on this machine.
+"""A fake LLM server on this machine with the faults of real networks and providers.
 
-It speaks the Anthropic Messages and the OpenAI chat-completions wire protocols, and misbehaves by
-a plan: a function of the prompt and of how often it has been asked before, so that what happens
-depends neither on time nor on threads. It counts the answers that it delivered completely.
+It speaks the Anthropic Messages and OpenAI chat-completions protocols. A plan, a function of the
+prompt and of its number of earlier requests, selects the fault, so that results depend neither on
+time nor on threads. The server counts completely delivered answers.
 
     with llm_server.running(plan=llm_server.shaky(0.2)) as server:
         connect("openai", "model", base_url=server.url + "/v1")
@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 KEY = "sk-ant-0123456789-recognisable"
-# Each of these ends without an answer; what the others (ok, slow, refusal, …) deliver counts.
+# Actions that deliver no usable answer; those of others (ok, slow, refusal, …) are counted.
 BROKEN = ("truncated", "empty", "html", "error 200", "stream", "blank", "stop error", "thoughts")
 FAULTS = (
     *("429", "429 after", "500", "529", "408", "409", "timeout", "drip"),
@@ -31,12 +31,12 @@ Plan = Callable[[str, int], str]
 
 
 def echo(prompt: str) -> str:
-    """What the model says, unless a test wants something else."""
+    """The model's default reply."""
     return f"{prompt[::-1]} — ünïcode 🙂"
 
 
 def shaky(share: float, faults: tuple[str, ...] = QUICK, slow: float = 0.0) -> Plan:
-    """``share`` of the attempts meet one of ``faults``; ``slow`` of them a slow answer."""
+    """A plan: a share of attempts meets one of ``faults``, a share ``slow`` a slow answer."""
 
     def plan(prompt: str, before: int) -> str:
         digest = hashlib.sha256(repr((prompt, before)).encode()).digest()
@@ -49,7 +49,7 @@ def shaky(share: float, faults: tuple[str, ...] = QUICK, slow: float = 0.0) -> P
 
 
 class Server(ThreadingHTTPServer):
-    """``asked`` and ``delivered`` count by prompt; ``bodies``, ``times`` are of every attempt."""
+    """The server; counts requests and answers per prompt, and records every attempt."""
 
     daemon_threads = True
     request_queue_size = 128
@@ -105,11 +105,11 @@ class Handler(BaseHTTPRequestHandler):
                 server.now -= 1
 
     def fault(self, body: dict) -> tuple[int, str] | None:
-        """What is wrong with the request as such."""
+        """Status and message for an invalid request, or None."""
         server = self.server
         key = self.headers.get("x-api-key") or self.headers.get("authorization", "")
         if server.key and not key.endswith(server.key):
-            return 401, f"invalid key {key}"  # a server that repeats what it was given
+            return 401, f"invalid key {key}"  # some servers repeat the key
         if self.path not in ("/v1/messages", "/v1/chat/completions"):
             return 404, "not found"
         if server.model and body["model"] != server.model:
@@ -139,7 +139,7 @@ class Handler(BaseHTTPRequestHandler):
             self.fail(int(code), rest or "fault by plan", **after)
         elif action == "timeout":
             self.server.ended.wait(self.server.stall)
-        elif action == "drip":  # forever, so that the client is the first to lose its patience
+        elif action == "drip":  # endless, so that the client times out first
             self.head(len(data) + 10**6)
             while not self.server.ended.wait(0.05):
                 self.wfile.write(b" ")
@@ -176,12 +176,12 @@ class Handler(BaseHTTPRequestHandler):
 
     @contextlib.contextmanager
     def counted(self, prompt: str):
-        """Around the writing of an answer: the client must not be quicker than the count."""
+        """Counts an answer before it is written, so that the count is never late."""
         with self.server.lock:
             self.server.delivered[prompt] += 1
         try:
             yield
-        except OSError:  # nobody is there any more
+        except OSError:  # the client has disconnected
             with self.server.lock:
                 self.server.delivered[prompt] -= 1
             raise
@@ -209,14 +209,14 @@ class Handler(BaseHTTPRequestHandler):
 def running(
     plan: Plan = lambda prompt, before: "ok", answer: Callable[[str], str] = echo, **options
 ) -> Iterator[Server]:
-    """A server at ``.url`` until the block ends.
+    """Runs a server at ``.url`` until the block ends.
 
     Args:
-      plan: what becomes of an attempt, given the prompt and the attempts before.
-      answer: what the model says to a prompt.
-      options: key, model: others are refused; temperature=False, max_tokens=False: fields that are
-        not taken; pause: what "429 after" says; body: what "body" sends; in seconds work, which an
-        answer takes, and stall, after which "timeout" hangs up.
+      plan: action for an attempt, from the prompt and its number of earlier attempts.
+      answer: reply to a prompt.
+      options: ``key``, ``model``: others are refused; ``temperature=False``, ``max_tokens=False``:
+        fields to refuse; ``pause``: Retry-After of "429 after"; ``body``: response of "body";
+        ``work``: seconds per answer; ``stall``: seconds until "timeout" hangs up.
     """
     server = Server(plan, answer, **options)
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)

@@ -1,4 +1,4 @@
-"""Values that nobody expects, and where they can be put."""
+"""Unexpected values, and the places in a row where they can be put."""
 
 import datetime
 
@@ -10,7 +10,7 @@ JUNK += [[{"role": "system", "content": 0}]]
 
 
 def paths(value, path=()):
-    """The paths of every value inside."""
+    """The paths (tuples of keys) of all nested values."""
     items = value.items() if isinstance(value, dict) else []
     for key, inner in enumerate(value) if isinstance(value, list) else items:
         yield (*path, key)

@@ -1,4 +1,4 @@
-"""Small configs of plans, and what their models take, counted by hand."""
+"""Small configs for plans; parameters and FLOPs of their models by independent formulas."""
 
 from configs import ppo
 from fgrlhf_jax.models import llama
@@ -25,11 +25,11 @@ def numbers(cfg: llama.LlamaConfig, vocabularies: int) -> int:
 
 
 def row_flops(cfg: llama.LlamaConfig, keys: list[int], logits: int) -> float:
-    """Of a row: a token for every entry of ``keys``, the keys it may look at; and some logits."""
+    """FLOPs of a row: ``keys`` has each token's number of visible keys, ``logits`` a count."""
     D, N, K, H = cfg.hidden_size, cfg.num_heads, cfg.num_kv_heads, cfg.head_dim
     layer = 0
     for seen in keys:
         layer += 2 * D * (N * H) + 2 * 2 * D * (K * H) + 2 * (N * H) * D  # q, k and v, o
         layer += 3 * 2 * D * cfg.intermediate_size  # gate, up, down
-        layer += N * (2 * H * seen + 2 * seen * H)  # scores, and what they mix
+        layer += N * (2 * H * seen + 2 * seen * H)  # scores, weighted values
     return cfg.num_layers * layer + logits * 2 * D * cfg.vocab_size

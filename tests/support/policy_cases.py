@@ -1,4 +1,4 @@
-"""Rows of tokens for the functions of PPO, padded with what must not matter, and plain means."""
+"""Rows of numbers for PPO's functions, with junk as padding, and exact means as oracles."""
 
 import math
 
@@ -14,7 +14,7 @@ JUNK = (0.0, 1e6, -3e38, np.inf, -np.inf, np.nan)
 
 
 def draw(seed: int, lengths=LENGTHS, scale: float = 1.0) -> list[list[float]]:
-    """Rows of numbers that float32 holds exactly."""
+    """Random rows of numbers that float32 represents exactly."""
     rng = np.random.default_rng(seed)
     return [rng.normal(0.3, scale, n).astype(np.float32).tolist() for n in lengths]
 

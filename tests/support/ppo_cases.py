@@ -1,6 +1,6 @@
 """A tiny policy, reward models and prompts of the embedded world, and runs of launch.ppo on them.
 
-As a script it is launch.ppo under the same conditions as in a test, to be killed.
+Run as a script it is launch.ppo under the same conditions as in a test; tests kill this process.
 """
 
 import contextlib
@@ -40,13 +40,13 @@ POLICY = heads.CausalLM(CFG)
 NORMALIZATION = Normalization(0.1, 2.0)
 DATA = {"template": "plain", "max_length": 48, "max_prompt_length": 16, "overlong": "truncate"}
 DATA |= {"alignment": "levenshtein", "append_eos": True}
-# Of supervised runs: the lengths of rows, and an evaluation and a checkpoint every few updates.
+# Fields of supervised runs: short rows; frequent evaluations and checkpoints.
 SHORT_ROWS = {"data__max_length": 48, "data__max_prompt_length": 24, "data__buckets": 1}
 OFTEN = {"steps": 6, "eval_every": 2, "save_every": 1, "max_to_keep": 6}
 
 
 def policy_params(seed: int = 0) -> dict:
-    """Random, but that a response ends after a few tokens."""
+    """Random parameters of a policy whose responses end after a few tokens."""
     params = tiny_cases.parameters(POLICY, seed)
     params["backbone"]["embed"]["embedding"][:, 0] = 1.0
     params["lm_head"]["kernel"][0, TOKENIZER.eos_token_id] = 1.2
@@ -56,10 +56,10 @@ def policy_params(seed: int = 0) -> dict:
 def save_policy(
     folder: Path, tokenizer=TOKENIZER, seed: int = 0, *, origin=None, base=None, **data
 ) -> Path:
-    """A language model; ``data`` is what a model of ours remembers of its fine-tuning.
+    """Saves a language model; ``data`` are the recorded settings of its fine-tuning.
 
     Args:
-      base: makes it an adapter of the model in that folder.
+      base: folder of a model; saves an adapter of it.
     """
     hf_save.save(
         folder,
@@ -83,7 +83,7 @@ def save_reward_model(
     head: str = "after",
     base: Path | None = None,
 ) -> Path:
-    """What a finished launch.train_rm leaves for launch.ppo; an adapter with a ``base``."""
+    """Saves a reward model as launch.train_rm does; with a ``base`` as an adapter of it."""
     model = make_module(CFG, loss, head)
     settings = {"loss": loss, "consistency_weight": 0.0, "center_weight": 0.3}
     meta = RewardMeta(head, settings, NORMALIZATION, DATA)
@@ -95,7 +95,7 @@ def save_reward_model(
 
 
 class World(NamedTuple):
-    """Folders and files of a run."""
+    """Input folders and files of a run."""
 
     policy: Path
     token: Path
@@ -105,7 +105,7 @@ class World(NamedTuple):
 
 
 def world(folder: Path) -> World:
-    """Two reward models, 40 prompts to learn from, and 20 to watch."""
+    """Writes a policy, two reward models, 40 training prompts and 20 validation prompts."""
     files = write_instructions(folder, {"ppo": 40, "validation": 20}, 0)
     return World(
         save_policy(folder / "policy", template="plain"),
@@ -117,10 +117,10 @@ def world(folder: Path) -> World:
 
 
 def fields(world: World, run_dir: Path, **changes) -> dict:
-    """Fields of a quick run, "__" for the dots.
+    """Fields of a quick run, with "__" for ".".
 
-    At a temperature other than 1, with an adaptive KL coefficient and rates that change from update
-    to update: a run that forgets any of it goes on differently.
+    The temperature is not 1, and KL coefficient and learning rate change in every update, so that a
+    resumed run differs if it lost any of them.
     """
     fields = {"policy": world.policy, "reward_model": world.token, "run_dir": run_dir}
     fields |= {"prompts": world.prompts, "validation": world.validation, "validation_prompts": 20}
@@ -141,7 +141,7 @@ def parse(fields: dict, default: str = DEFAULT):
 
 
 def launch(command, fields: dict, default: str = "") -> None:
-    """A command within this process; what it raises is raised."""
+    """Runs a command in this process; its exceptions propagate."""
     command.main(parse(fields, default or command.CONFIG))
 
 
@@ -150,7 +150,7 @@ def run(fields: dict) -> None:
 
 
 def run_until_asked_to_stop(fields: dict) -> None:
-    """A run that gets SIGTERM during its second step, and ends once that is saved."""
+    """Runs launch.ppo with a SIGTERM in its second step; the run saves the step and stops."""
     to_floats, calls = metric_log.to_floats, []
 
     def signalled(tree):
@@ -166,7 +166,7 @@ def run_until_asked_to_stop(fields: dict) -> None:
 
 
 def run_until_killed(fields: dict, log: Path) -> None:
-    """kill -9 of the command, a row torn by it, and rows of steps that were not saved."""
+    """Kills launch.ppo by SIGKILL and appends a torn row and rows of unsaved steps to its logs."""
     run_dir = Path(fields["run_dir"])
     process = Process([__file__, *flags(fields)], log, log)
     deadline = time.monotonic() + 240
@@ -188,7 +188,7 @@ def read_samples(run_dir: Path) -> list[dict]:
 
 
 def same_run(one: Path, two: Path) -> None:
-    """All that a run leaves but the clock and the layout of its checkpoint."""
+    """Asserts that two runs left the same files, except for times and checkpoint layout."""
     assert without_clock(one) == without_clock(two)
     assert (one / "samples.jsonl").read_text() == (two / "samples.jsonl").read_text()
     assert contents(one / "export") == contents(two / "export")
@@ -196,7 +196,7 @@ def same_run(one: Path, two: Path) -> None:
 
 
 class Once:
-    """A program that is compiled at its first use; ``keys`` has the random key of every call."""
+    """A program that is compiled on first use; ``keys`` records the random key of every call."""
 
     def __init__(self, name: str, program: ppo_programs.Program):
         self.program, self.arguments = program, program.arguments
@@ -216,13 +216,13 @@ class Once:
         return self.compiled(*args)
 
 
-# What no program depends on, or on no more than whether it is set.
+# Fields that no program depends on, or only on whether they are set.
 FREE = (
     *("run_dir", "policy", "reward_model", "prompts", "validation", "judge", "best_metric"),
     *("max_to_keep", "save_every", "eval_every", "validation_prompts", "logged_samples"),
     *("reward_normalization", "export", "ptx_edits", "invalid", "columns", "max_seconds"),
 )
-# What only the update depends on, where micro_batch_size is given.
+# Fields that only the update depends on, if micro_batch_size is set.
 OF_UPDATES = ("steps", "optimizer", "ppo_epochs", "minibatch_size")
 programs: dict[str, Once] = {}
 make = ppo_programs.make
@@ -230,7 +230,7 @@ make = ppo_programs.make
 
 @contextlib.contextmanager
 def conditions() -> Iterator[None]:
-    """One device, and runs whose programs are the same share them."""
+    """Uses one device; runs with equal programs share the compiled ones."""
 
     def make_once(config, models, mesh, optimizer, **options):
         fields = {k: v for k, v in json.loads(config.to_json()).items() if k not in FREE}
@@ -242,9 +242,9 @@ def conditions() -> Iterator[None]:
             free = OF_UPDATES if name != "update" and config.micro_batch_size else ()
             fixed = {k: v for k, v in fields.items() if k not in free}
             key = [name, fixed, repr(models), repr(mesh), options]
-            if name not in ("score_rollout", "update"):  # of the policy and what they are given
-                given = getattr(program.function, "keywords", {}), program.arguments
-                key = [name, repr(models.policy), repr(program.mesh), repr(given)]
+            if name not in ("score_rollout", "update"):  # depend on the policy and arguments
+                arguments = getattr(program.function, "keywords", {}), program.arguments
+                key = [name, repr(models.policy), repr(program.mesh), repr(arguments)]
             key = json.dumps(key, sort_keys=True)
             shared[name] = programs.setdefault(key, Once(name, program))
         return shared
@@ -256,7 +256,7 @@ def conditions() -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    # What the run that it is compared with compiled is not compiled again.
+    # Shares the compilation cache of the test that starts it.
     cache = Path(os.environ["JAX_COMPILATION_CACHE_DIR"]).parent
     jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_compilation_cache_max_size", 2**30)

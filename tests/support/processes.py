@@ -1,6 +1,6 @@
-"""Commands in processes of their own, each forked from one that has imported everything before.
+"""Runs commands in new processes, forked from a process that has already imported all modules.
 
-They start at once: the imports of a command take longer than what most tests do with it.
+The imports of a command take longer than its work in most tests.
 """
 
 import atexit
@@ -21,26 +21,26 @@ PRELOADED = ["orbax.checkpoint", "transformers", "launch.sft", "launch.train_rm"
 
 
 def python(*words: str, **environment: str) -> subprocess.CompletedProcess:
-    """What ``python WORDS`` does in the project's folder, its output as text."""
+    """Runs ``python WORDS`` in the project's folder, with its output as text."""
     command, environment = [sys.executable, *words], os.environ | environment
     return subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
 
 
 @functools.cache
 def server():
-    """The process that others are forked from; it uses no device."""
+    """The context of the process that others are forked from; it uses no device."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     return context
 
 
 def devices(count: int) -> str:
-    """``XLA_FLAGS`` of a process that has so many devices, and otherwise those of the tests."""
+    """``XLA_FLAGS`` of the tests, with ``count`` devices."""
     return f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={count}"
 
 
 def run(arguments: list[str], output: Path, error: Path, environment: dict[str, str]) -> None:
-    """What ``python`` does with these arguments, ``-m MODULE …`` or ``FILE …``."""
+    """Runs arguments of ``python``, ``-m MODULE …`` or ``FILE …``, in this (forked) process."""
     for path, descriptor in ((output, 1), (error, 2)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
     os.environ.update(environment)
@@ -64,7 +64,7 @@ def run(arguments: list[str], output: Path, error: Path, environment: dict[str, 
 
 
 class Process:
-    """As ``subprocess.Popen``, in the project's folder, with its output in files."""
+    """Like ``subprocess.Popen``, in the project's folder, with its output in files."""
 
     def __init__(self, arguments: list[str], output: Path, error: Path, **environment: str):
         for path in {output, error}:
@@ -95,10 +95,10 @@ class Process:
 
 
 class InThisProcess(contextlib.nullcontext):
-    """In place of ``pipeline.starter.Starter``: a command has ended when it is started.
+    """Replaces ``pipeline.starter.Starter``: ``start`` runs the command and returns at its end.
 
     Args:
-      run: does what the command would.
+      run: function that does the work of the command.
     """
 
     def __init__(self, run: Callable[[Sequence[str]], None]):

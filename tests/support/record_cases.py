@@ -1,4 +1,4 @@
-"""Rows of each kind, and files of them."""
+"""Rows of every kind, and files of rows."""
 
 import json
 
@@ -13,5 +13,5 @@ def lines(*rows) -> bytes:
 
 
 def changed(row: dict, **fields) -> dict:
-    """`row` with other fields; ... takes a field out."""
+    """`row` with some fields replaced; the value ... removes a field."""
     return {name: value for name, value in (row | fields).items() if value is not ...}

@@ -14,7 +14,7 @@ def make_decoding(outcome):
 
 
 def make_curve(gold):
-    """An evaluation every 10 steps whose other figures follow from its step."""
+    """Evaluations every 10 steps with these gold scores; other figures are linear in the step."""
     return [
         {"step": 10 * k, "gold": score, "reward": 0.1 * k, "kl": 0.5 * k, "length": 10 + k}
         | {"unfinished": 0.0, "seconds": 2.0 * k}
@@ -23,7 +23,7 @@ def make_curve(gold):
 
 
 def make_arm(label, outcomes, curves=None, greedy=None):
-    """One run an outcome list; ``greedy`` are the outcomes of greedy decoding."""
+    """An arm with one run per list of outcomes; ``greedy`` are outcomes of greedy decoding."""
     curves = curves or [[]] * len(outcomes)
     runs = zip(outcomes, greedy or outcomes, curves, strict=True)
     return {
@@ -49,7 +49,7 @@ def make_reward_model(label, accuracies, auroc=0.7):
 
 
 def make_outcomes(rate, seeds):
-    """A share ``rate`` of the prompts won, each seed others, one more with every seed."""
+    """Outcomes per seed with win rate ``rate`` + 0.01 × seed, on different prompts per seed."""
     return [
         [float(v) for v in np.roll(ROUNDS, k) < np.quantile(ROUNDS, rate + 0.01 * k)]
         for k in range(seeds)

@@ -1,4 +1,4 @@
-"""Requests, a fake model that counts them, and what commands do with its replies."""
+"""Requests, a fake model that counts them, and functions that save its replies as commands do."""
 
 import asyncio
 import contextlib
@@ -18,7 +18,7 @@ IDENTITY = {"provider": "openai", "model": "m", "base_url": ""}
 
 
 def shorten_pauses(setattr=setattr) -> None:
-    """The official clients' pauses between two tries, and ours, take milliseconds."""
+    """Shortens the pauses between retries, of the official clients and ours, to milliseconds."""
     sleep = anyio.sleep
     setattr(anyio, "sleep", lambda seconds: sleep(seconds / 500))
     setattr(llm_requests, "FIRST_PAUSE", 0.001)
@@ -26,7 +26,7 @@ def shorten_pauses(setattr=setattr) -> None:
 
 
 def launch(module, **fields) -> None:
-    """Runs a command within this process; "__" for the dots of its fields."""
+    """Runs a command in this process; "__" in fields means "."."""
     flags = [f"--config.{name.replace('__', '.')}={value}" for name, value in fields.items()]
     module.main(config_files.parse(["", *flags], module.CONFIG))
 
@@ -58,7 +58,7 @@ def collect(requests, send, folder: Path, usage: Usage | None = None, **options)
 
 
 def save(requests, send, folder: Path, usage: Usage | None = None, **options) -> tuple[int, int]:
-    """As a command does it: a row a request; what is rejected goes to its own file."""
+    """Saves replies as commands do: one row per request, rejected replies in their own file."""
 
     def rows(done):
         replies = collect(requests[done:], send, folder, usage, **options)

@@ -1,4 +1,4 @@
-"""Runs of launch.train_rm in processes of their own, with one device."""
+"""Runs launch.train_rm in new processes with one device."""
 
 import re
 import signal
@@ -18,7 +18,7 @@ FIELDS |= {"optimizer.learning_rate": 1e-3}
 
 
 def write_files(folder: Path) -> dict[str, Path]:
-    """What to train on, edits; and what to validate on, both kinds."""
+    """Writes edits for training, and edits and preferences for validation."""
     edits, _ = make_feedback(60, 0)
     write_jsonl(folder / "train.jsonl", edits)
     edits, preferences = make_feedback(12, 1)
@@ -34,7 +34,7 @@ def flags(files, run_dir: Path, **fields) -> list[str]:
 
 
 class Command:
-    """``launch.train_rm``, or another ``module``, in a process of its own, with one device."""
+    """``launch.train_rm``, or another ``module``, in a new process with one device."""
 
     def __init__(self, files, run_dir: Path, module: str = "launch.train_rm", arguments=None):
         self.run_dir = run_dir
@@ -45,16 +45,16 @@ class Command:
         self.process = Process(arguments, *self.streams, XLA_FLAGS=devices(1), COLUMNS="120")
 
     def inode(self) -> int:
-        """Of metrics.jsonl, which every start writes anew up to where it goes on."""
+        """The inode of metrics.jsonl, which every start rewrites up to its first step."""
         path = self.run_dir / "metrics.jsonl"
         return path.stat().st_ino if path.exists() else 0
 
     def reached(self, step: int) -> bool:
-        """Whether this start has come to that step."""
+        """Whether this start has reached ``step``."""
         return self.inode() != self.inode_before and len(rows(self.run_dir)) >= step
 
     def until(self, condition) -> "Command":
-        """Wait for it, while the process runs."""
+        """Waits until ``condition()`` holds; fails if the process ends first."""
         deadline = time.monotonic() + 240
         while not condition():
             assert self.process.poll() is None, self.end()
@@ -63,7 +63,7 @@ class Command:
         return self
 
     def end(self, number: int | None = None) -> tuple[int, str, list[str]]:
-        """Send the signal, and wait: exit status, stdout, and the lines of stderr."""
+        """Sends a signal, if any, and waits; returns exit status, stdout and lines of stderr."""
         if number:
             self.process.send_signal(number)
         status = self.process.wait()

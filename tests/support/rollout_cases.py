@@ -1,4 +1,4 @@
-"""Rollouts of a small policy with a critic and a reward model, and what PPO is told about them."""
+"""Rollouts of a small policy with a critic and a reward model, and PPO settings for them."""
 
 import dataclasses
 import functools
@@ -38,7 +38,7 @@ def settings(**changes) -> PPOSettings:
 
 
 def generate(weights, model=POLICY) -> tuple:
-    """Prompts, which of their tokens are real, and responses to them."""
+    """Prompts, their masks, and sampled responses."""
     rng = np.random.default_rng(0)
     prompts = [rng.integers(3, 64, n).tolist() for n in (1, 2, 3, 4, 4, 2, 1, 3)]
     tokens, mask = tiny_cases.laid_out(prompts, "left", fill=0, width=P)
@@ -50,7 +50,7 @@ def generate(weights, model=POLICY) -> tuple:
 
 @functools.cache
 def sampled() -> tuple:
-    """The same with responses of every length."""
+    """The result of :func:`generate` with responses cut to random lengths."""
     *prompt, responses = generate(decoding.decoding_weights(PARAMS["policy"], POLICY))
     lengths = np.random.default_rng(1).integers(1, T + 1, B)
     lengths = np.minimum(responses.length_B, lengths).astype(np.int32)
@@ -80,8 +80,8 @@ def experience_of(rollout: Rollout, kl_coef: float = 0.1, **changes):
     return algorithm.make_experience(rollout, jnp.float32(kl_coef), settings(**changes))
 
 
-# Micro-batches of several widths, as the rows of each need them
+# Settings with micro-batches of several widths
 SORTED = {"widths": (4, 7, P + T), "micro_batch_size": 3}
 
-# A rollout that is learned from once, in one micro-batch
+# Settings with one epoch of one minibatch per rollout
 ONCE = {"ppo_epochs": 1, "minibatch_size": 8}

@@ -1,4 +1,4 @@
-"""One tiny run of every trainer, made once a session: `pytest_plugins = ["runs"]`."""
+"""Fixtures with one tiny run of every trainer per session; use `pytest_plugins = ["runs"]`."""
 
 import sys
 import types
@@ -14,7 +14,7 @@ from launch import sft
 
 @pytest.fixture
 def one_device(monkeypatch):
-    """For runs within this process."""
+    """Limits meshes of runs in this process to one device."""
     tiny_cases.one_device(monkeypatch)
 
 
@@ -42,7 +42,7 @@ def ppo_run(world, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def run(world, tmp_path):
-    """Run launch.ppo in a folder of its own, or go on in it; returns the folder."""
+    """A function that runs or resumes launch.ppo in a folder, and returns the folder."""
 
     def run(run_dir: Path = tmp_path / "run", **changes) -> Path:
         ppo_cases.run(ppo_cases.fields(world, run_dir, **changes))
@@ -75,7 +75,7 @@ def rm_files(tmp_path_factory) -> dict[str, Path]:
 
 @pytest.fixture(scope="session")
 def rm_run(rm_files, tmp_path_factory) -> rm_cases.Command:
-    """launch.train_rm, ended, in a process of its own."""
+    """A finished launch.train_rm, run in a new process."""
     command = rm_cases.Command(rm_files, tmp_path_factory.mktemp("runs") / "rm")
     status, _, stderr = command.end()
     assert status == 0, stderr
@@ -84,7 +84,7 @@ def rm_run(rm_files, tmp_path_factory) -> rm_cases.Command:
 
 @pytest.fixture
 def mine(monkeypatch):
-    """A module of the user's, by the name "mine"."""
+    """An empty user module with the name "mine"."""
     module = types.ModuleType("mine")
     monkeypatch.setitem(sys.modules, "mine", module)
     return module

@@ -1,4 +1,4 @@
-"""A small model and made-up pairs, for the tests that need both."""
+"""A small model and random pairs for tests."""
 
 import math
 import re
@@ -14,7 +14,7 @@ from fgrlhf_jax.ppo.algorithm import PPOSettings
 from fgrlhf_jax.runtime import sharding
 
 CFG = llama.LlamaConfig(64, 32, 64, 2, 4, 2, 8)
-# Of rollouts of 8 rows, prompts of at most 4 tokens and responses of at most 6.
+# Settings for rollouts of 8 rows, prompts of at most 4 tokens and responses of at most 6.
 _SETTINGS = {"algorithm": "ppo", "samples_per_prompt": 1, "level": "token", "temperature": 0.8}
 _SETTINGS |= {"rollout_batch_size": 8, "minibatch_size": 4, "micro_batch_size": 4, "ppo_epochs": 2}
 _SETTINGS |= {"max_new_tokens": 6, "widths": (4 + 6,)}
@@ -26,7 +26,7 @@ PPO_SETTINGS = PPOSettings(**_SETTINGS)
 
 
 def parameters(model, seed: int = 0) -> dict:
-    """As initialised, and noise on top: no zero or one of the initialisation hides a mistake."""
+    """Initial values plus noise, so that initial zeros and ones cannot hide a mistake."""
     rng = np.random.default_rng(seed)
 
     def draw(path, leaf):
@@ -37,7 +37,7 @@ def parameters(model, seed: int = 0) -> dict:
 
 
 def merged(params: dict, scale: float) -> dict:
-    """The parameters of a model without an adapter that computes the same: W + scale A B."""
+    """Parameters with the adapter merged into the weights: W + scale A B."""
     params = dict(params)
     if adapter := params.pop("lora", None):
         layers = params["backbone"]["layers"], adapter["backbone"]["layers"]
@@ -46,13 +46,13 @@ def merged(params: dict, scale: float) -> dict:
 
 
 def by_path(tree) -> dict:
-    """The leaves of a tree by their names, ``backbone/norm/scale`` and so on."""
+    """The leaves of a tree by path, such as ``backbone/norm/scale``."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {sharding.path_name(path): leaf for path, leaf in leaves}
 
 
 def laid_out(rows, side: str, fill: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of different lengths in one array, padded on that side, and where they are."""
+    """Rows of different lengths as one array, padded on ``side``, and its mask."""
     tokens, mask = np.full((len(rows), width), fill), np.zeros((len(rows), width), bool)
     for b, row in enumerate(rows):
         columns = slice(width - len(row), width) if side == "left" else slice(0, len(row))
@@ -61,7 +61,7 @@ def laid_out(rows, side: str, fill: int, width: int) -> tuple[np.ndarray, np.nda
 
 
 def pair(prompt, edited, original, row: int = 0) -> Pair:
-    """The edit of a response, given as tokens."""
+    """A pair of an edited and an original response, from token ids."""
     edit = align(edited, original)
     start = len(prompt)
     none, shift = np.zeros(start, bool), np.where(edit.partner_i >= 0, start, 0)
@@ -79,7 +79,7 @@ def pair(prompt, edited, original, row: int = 0) -> Pair:
 
 
 def pairs(seed: int, count: int, vocab: int = 64) -> list[Pair]:
-    """Edits of responses of 1 to 8 tokens behind prompts of 1 to 3, each changing something."""
+    """Random edits that are not empty, of responses of 1 to 8 tokens to prompts of 1 to 3."""
     rng = np.random.default_rng(seed)
     made = []
     while len(made) < count:
@@ -95,7 +95,7 @@ def pairs(seed: int, count: int, vocab: int = 64) -> list[Pair]:
 
 
 def batch(seed: int, *shape: int, columns: int = 14) -> dict[str, np.ndarray]:
-    """``pad_pairs`` of made-up pairs, with the leading axes ``shape``."""
+    """``pad_pairs`` of random pairs, with leading axes ``shape``."""
     padded = pad_pairs(pairs(seed, int(np.prod(shape))), columns)
     return {name: value.reshape(*shape, *value.shape[1:]) for name, value in padded.items()}
 
@@ -104,7 +104,7 @@ COLLECTIVE = r"(all-gather|all-to-all|collective-permute|reduce-scatter|all-redu
 
 
 def exchanged_in_loops(program) -> list[int]:
-    """The sizes of what the loops of a compiled program exchange between devices."""
+    """Sizes of the arrays that collectives in a compiled program's loops exchange."""
     computations, _ = hlo.parse(program.as_text())
     loops = [i for c in computations.values() for i in c.values() if i.opcode == "while"]
     sizes, called = [], [loop.attribute("body") for loop in loops]
@@ -120,7 +120,7 @@ def exchanged_in_loops(program) -> list[int]:
 
 
 def one_device(monkeypatch) -> None:
-    """Meshes of one device: what has to be compiled is so faster than for eight."""
+    """Limits meshes to one device, for which compilation is faster than for eight."""
     make = sharding.make_mesh
     monkeypatch.setattr(
         sharding, "make_mesh", lambda shape, devices=None: make(shape, jax.devices()[:1])
