@@ -44,12 +44,27 @@ INSERT = """
 INSERT INTO events (time, event, row, annotator, text, details, standing, seen)
   VALUES (:time, :event, :row, :annotator, :text, :details, :standing, :now)"""
 
+OPEN_WITH_NAME = "standing AND event = 'open' AND annotator = :name"
+SILENT = """
+SELECT annotator FROM events WHERE standing AND event = 'open' AND row = :row
+  AND annotator != :name AND seen <= :since"""
+# By row: how many others have it, how many of these are present, and whether :name decided it.
+TAKEN = """
+SELECT row,
+  sum(annotator != :name AND event != 'skipped'),
+  sum(annotator != :name AND (event IN ('edited', 'fine') OR event = 'open' AND seen > :since)),
+  max(annotator = :name AND event != 'open')
+FROM events WHERE standing"""
+
 
 class Events:
-    """The table, made where it is missing. What changes it is called inside a ``transaction``."""
+    """The table, made where it is missing. What changes it is called inside a ``transaction``.
 
-    def __init__(self, path: Path, clock: Callable[[], float]):
-        self.path, self._clock = path, clock
+    A browser is silent, and its annotator absent, after ``release_after`` seconds by the clock.
+    """
+
+    def __init__(self, path: Path, clock: Callable[[], float], release_after: float):
+        self.path, self._clock, self._release_after = path, clock, release_after
         advice = "choose another output; what was not saved is still on the page"
         database = Database(path, str(path), advice)
         self.query, self.transaction = database.query, database.transaction
@@ -82,6 +97,27 @@ class Events:
         """Adds a decision or a draft."""
         texts = {"text": decision.text, "details": decision.details}
         self.add(decision.verdict, decision.id, decision.annotator, **texts)
+
+    def touch(self, name: str) -> None:
+        """Notes that the annotator's browser is still connected."""
+        update = f"UPDATE events SET seen = :now WHERE {OPEN_WITH_NAME}"
+        self.query(update, now=self._clock(), name=name)
+
+    def open_row(self, name: str) -> str:
+        """The row that the annotator has open, "" for none."""
+        rows = self.query(f"SELECT row FROM events WHERE {OPEN_WITH_NAME}", name=name)
+        return rows[0][0] if rows else ""
+
+    def taken(self, name: str, row: str = "") -> dict[str, tuple[int, ...]]:
+        """By row, or for one: how many others have it, how many are present, if name decided."""
+        query = f"{TAKEN} {'AND row = :row' if row else ''} GROUP BY row"
+        rows = self.query(query, name=name, row=row, since=self._clock() - self._release_after)
+        return {id: tuple(counts) for id, *counts in rows}
+
+    def silent(self, name: str, row: str) -> list[str]:
+        """The other annotators who have a row open in a silent browser."""
+        since = self._clock() - self._release_after
+        return [other for (other,) in self.query(SILENT, row=row, name=name, since=since)]
 
     def write_edits(self, output: Path, item: Callable[[str], Item]) -> None:
         """Writes the edits that stand; InputError where the file has lines that never were any."""

@@ -33,17 +33,6 @@ from fgrlhf_jax.feedback.annotation.items import (
 )
 
 DECIDED = "standing AND event IN ('edited', 'fine', 'skipped')"
-OPEN_WITH_NAME = "standing AND event = 'open' AND annotator = :name"
-SILENT = """
-SELECT annotator FROM events WHERE standing AND event = 'open' AND row = :row
-  AND annotator != :name AND seen <= :since"""
-# By row: how many others have it, how many of these are present, and whether :name decided it.
-TAKEN = """
-SELECT row,
-  sum(annotator != :name AND event != 'skipped'),
-  sum(annotator != :name AND (event IN ('edited', 'fine') OR event = 'open' AND seen > :since)),
-  max(annotator = :name AND event != 'open')
-FROM events WHERE standing"""
 
 
 def database_path(output: str | os.PathLike) -> Path:
@@ -77,12 +66,12 @@ class Annotations(contextlib.AbstractContextManager):
     ):
         self.items, self.overlap = tuple(items), overlap
         self._number = {item.id: n for n, item in enumerate(self.items)}
-        self.release_after, self._clock = release_after, clock
+        self.release_after = release_after
         self.output, path = Path(output).resolve(), database_path(output)
         self.imported_log: Path | None = None
         self._is_written = False
         is_new = not path.exists()
-        self._events = Events(path, clock)
+        self._events = Events(path, clock, release_after)
         try:
             with self._events.transaction():
                 self._begin(input_digest(items, imported), imported)
@@ -126,7 +115,7 @@ class Annotations(contextlib.AbstractContextManager):
         """
         self.touch(name)
         with self._events.transaction():
-            open_id = self._open_row(name)
+            open_id = self._events.open_row(name)
             if open_id and open_id != put_back:
                 return self.item(open_id)
             item = self._next_free(name)
@@ -139,8 +128,7 @@ class Annotations(contextlib.AbstractContextManager):
 
     def touch(self, name: str) -> None:
         """Notes that the annotator's browser is still connected."""
-        update = f"UPDATE events SET seen = :now WHERE {OPEN_WITH_NAME}"
-        self._events.query(update, now=self._clock(), name=name)
+        self._events.touch(name)
 
     def latest(self, name: str, id: str) -> Decision:
         """What the annotator has of a row so far: the last draft or decision."""
@@ -162,7 +150,7 @@ class Annotations(contextlib.AbstractContextManager):
         name, id = draft.annotator, draft.id
         self.touch(name)
         with self._events.transaction():
-            if self._open_row(name) != id:
+            if self._events.open_row(name) != id:
                 return False
             query = "SELECT n, event, text FROM events WHERE annotator = :name AND row = :id"
             *before, (n, event, last) = self._events.query(f"{query} ORDER BY n", name=name, id=id)
@@ -213,7 +201,7 @@ class Annotations(contextlib.AbstractContextManager):
         with self._events.transaction():
             mine = self.decisions(name)[::-1]
             on_row = [decision for decision in mine if decision.id == id]
-            if not on_row and self._open_row(name) != id:
+            if not on_row and self._events.open_row(name) != id:
                 return None
             for decision in on_row or mine:
                 if self._has_room(name, decision.id):
@@ -249,7 +237,7 @@ class Annotations(contextlib.AbstractContextManager):
         """
         query = "SELECT row, annotator, event FROM events WHERE standing"
         with self._events.transaction():
-            standing, taken = self._events.query(query), self._taken(name)
+            standing, taken = self._events.query(query), self._events.taken(name)
         verdicts = Counter(event for *_, event in standing)
         deciders = Counter(row for row, _, event in standing if event in (EDITED, FINE))
         done = {row for row, number in deciders.items() if number >= self.overlap}
@@ -279,15 +267,11 @@ class Annotations(contextlib.AbstractContextManager):
                 self._events.write_edits(self.output, self.item)
                 self._is_written = True
 
-    def _open_row(self, name: str) -> str:
-        rows = self._events.query(f"SELECT row FROM events WHERE {OPEN_WITH_NAME}", name=name)
-        return rows[0][0] if rows else ""
-
     def _next_free(self, name: str) -> Item | None:
         """After the row last shown, then from the start; rows of silent annotators at last."""
         last = "SELECT row FROM events WHERE annotator = :name ORDER BY n DESC LIMIT 1"
         start = sum(self._number[row] + 1 for (row,) in self._events.query(last, name=name))
-        taken = self._taken(name)
+        taken = self._events.taken(name)
         for count in (0, 1):
             for item in (*self.items[start:], *self.items[:start]):
                 *others, decided = taken.get(item.id, (0, 0, 0))
@@ -295,25 +279,14 @@ class Annotations(contextlib.AbstractContextManager):
                     return item
         return None
 
-    def _taken(self, name: str, row: str = "") -> dict[str, tuple[int, ...]]:
-        """By row, or for one: how many others have it, how many are present, if name decided."""
-        query = f"{TAKEN} {'AND row = :row' if row else ''} GROUP BY row"
-        rows = self._events.query(query, name=name, row=row, since=self._silent_since)
-        return {id: tuple(counts) for id, *counts in rows}
-
-    @property
-    def _silent_since(self) -> float:
-        return self._clock() - self.release_after
-
     def _has_room(self, name: str, row: str, count_silent: bool = True) -> bool:
         """Whether fewer than ``overlap`` other people have decided the row or have it open."""
-        others, present, _ = self._taken(name, row).get(row, (0, 0, 0))
+        others, present, _ = self._events.taken(name, row).get(row, (0, 0, 0))
         return (others if count_silent else present) < self.overlap
 
     def _release_silent(self, name: str, row: str) -> None:
         """Makes room where silent annotators have the row open."""
-        silent = self._events.query(SILENT, row=row, name=name, since=self._silent_since)
-        for (other,) in silent:
+        for other in self._events.silent(name, row):
             if not self._has_room(name, row):
                 self._events.add(CLOSED, row, other)
 
