@@ -5,6 +5,7 @@ And whether a tokenizer's control tokens go with a model.
 
 import contextlib
 import dataclasses
+import datetime
 import functools
 import re
 import secrets
@@ -21,8 +22,8 @@ from fgrlhf_jax.errors import InputError
 OTHER_TEMPLATE = "--config.template=alpaca (or plain)"
 _UNTYPED = f"\ue000{secrets.token_hex(8)}"  # private use, and not to be guessed
 # A prompt must not read the clock: it is always Llama 3's default day.
-_DAY = {"%d": "26", "%b": "Jul", "%B": "July", "%m": "07", "%Y": "2024", "%y": "24", "%A": "Friday"}
-_DAY |= {"%a": "Fri", "%H": "12", "%M": "00", "%S": "00"}
+_FORMS = (f"%{form}" for form in (*"aAbBdeDFHIjmMpSTuUwWyYZ", "-d", "-e", "-m", "-H", "-I"))
+_DAY = {form: datetime.datetime(2024, 7, 26, 12).strftime(form) for form in _FORMS}
 _FORM = "form" + "".join(f"|replace({name!r}, {value!r})" for name, value in _DAY.items())
 _CLOCK = f"{{% macro strftime_now(form) %}}{{{{ {_FORM} }}}}{{% endmacro %}}{{{{ '' }}}}"
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized")  # of an added token

@@ -244,7 +244,6 @@ def encode_text(tokenizer: Tokenizer, text: str) -> list[int]:
     return chat.tokenize(tokenizer, text).ids
 
 
-@functools.lru_cache(maxsize=8)
 def encode_response(
     tokenizer: Tokenizer,
     template: str,

@@ -145,7 +145,7 @@ def test_a_template_that_refuses_turns_is_one_sentence(tokenizer, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "source", ["date_string if date_string is defined else 'today'", "strftime_now('%d %b %Y')"]
+    "source", ["date_string if date_string is defined else 'today'", "strftime_now('%-d %b %Y')"]
 )
 def test_a_template_cannot_read_the_clock(tokenizer, monkeypatch, source):
     template = f"{{{{ {source} }}}}{{{{ messages[0].content }}}}"
@@ -196,6 +196,7 @@ def test_a_response_ends_as_the_template_ends_it_or_with_the_eos(tokenizer, monk
         prompt, _ = encode_prompt(tokenizer, "chat", QUESTION)
         ids, start, spans = encode_response(tokenizer, "chat", QUESTION, "Paris")
         assert ids == [*prompt, *encode_text(tokenizer, "Paris"), tokenizer.eos_token_id]
+        assert tokenizer.decode(prompt) == render(tokenizer, "chat", QUESTION)
         assert (start, spans[0][0], spans[-2][1]) == (len(prompt), 0, 5)
         said = check_end_of_turn(tokenizer, "chat", [tokenizer.eos_token_id])
         assert ("ends a turn with ':'" in said) == ("}}: " in source)
