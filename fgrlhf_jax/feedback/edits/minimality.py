@@ -81,8 +81,8 @@ def is_elided(original: str, edited: str) -> bool:
 
     The original does not have it, and at least eight words are missing there, as many as it has and
     twice as many as were put in around it. A plain sentence, in any language, has no number, and
-    most of its words that do not come again and again are its own; missing are at least twenty, and
-    three times as many.
+    most of its words that do not come again and again are its own, and it stands among words of the
+    original; missing are at least twenty, and three times as many.
     """
     before = _terms(original.lower())
     remarks = [(match, _OMITTED, 1) for match in _OMISSION.finditer(edited)]
@@ -103,8 +103,10 @@ def is_elided(original: str, edited: str) -> bool:
         around = [*[*left, -1][2::-1], *[*right, len(before)][:3]]
         missing = max(j - i - 1 for i, j in itertools.pairwise(around))
         rare = [word for word in words if before.count(word) < 3]
-        is_own = times == 1 or 2 * sum(word not in before for word in rare) >= len(rare) > 0
-        if is_own and missing >= max(least, times * len(words) + 2 * inserted):
+        is_alone = (
+            inserted <= len(words) and 2 * sum(w not in before for w in rare) >= len(rare) > 0
+        )
+        if (times == 1 or is_alone) and missing >= max(least, times * len(words) + 2 * inserted):
             return True
     return False
 
