@@ -144,7 +144,7 @@ LAYOUTS = {
         pair("Blue.", "Green.", *chat(SKY)),
     ),
     "LLaMA-Factory's history": (
-        {"instruction": SKY, "input": "", "output": "Blue.", "system": "Be brief."}
+        {"instruction": SKY, "input": "\n", "output": "Blue.", "system": "Be brief."}
         | {"history": [["Hi", "Hello"]]},
         Instruction("", "", "Blue.", chat("Hi", "Hello", SKY, system="Be brief.")),
     ),
@@ -176,7 +176,7 @@ LAYOUTS = {
         Instruction(SKY, "", "It is", finished=False),
     ),
     "Dolly": (
-        {"instruction": SKY, "input": None, "context": "A text.", "response": "Blue."},
+        {"instruction": SKY, "input": " ", "context": "A text.", "response": "Blue."},
         Instruction(SKY, "A text.", "Blue."),
     ),
     "an edit whose line ends a browser changed": (
