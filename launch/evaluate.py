@@ -1,4 +1,4 @@
-r"""How often a judge prefers a model's responses to a reference's: win rate ± standard error.
+r"""Measure the win rate of a model's responses against a reference's, by a judge's verdicts.
 
 python -m launch.evaluate --config.outputs=A.json[,C.json] --config.reference=B.json \
     --config.judge=llm --config.provider=anthropic|openai|local --config.model=NAME \
@@ -6,13 +6,14 @@ python -m launch.evaluate --config.outputs=A.json[,C.json] --config.reference=B.
 python -m launch.evaluate … --config.judge=MODULE:FUNCTION      a Python function scores responses
 python -m launch.evaluate --config.annotations=A.json[,C.json]  from annotations of alpaca_eval
 python -m launch.evaluate --config.edits=FILE --config.model=FOLDER [--config.reference=FOLDER]
-                                 without a judge: does a policy prefer what people put in?
+                        without a judge: how often a policy prefers inserted to removed text
 
-Prints draws, unparsed replies, the length of both sides, the win rate at equal length and how often
-the response shown first was preferred; of two models also their difference, with an interval of the
-paired bootstrap; with --config.fluency_model=FOLDER how likely the responses are under that model.
-Shares are in percent. However a run ends, the same command goes on: no reply that arrived is lost
-or requested again. With no flag it compares the embedded world's edits with their originals.
+Prints the win rate ± standard error, draws, unparsed replies, the length of both sides, the win
+rate at equal length and how often the response shown first won; for two models also their
+difference with a paired-bootstrap interval; with --config.fluency_model=FOLDER the log-probability
+of the responses under that model. However a run ends, the same command resumes it: no reply that
+arrived is lost or requested again. Without flags, it compares the embedded world's edits with their
+originals.
 """
 
 from itertools import islice
@@ -57,10 +58,12 @@ def main(config) -> None:
 
 
 def evaluate_corrections(config) -> None:
-    """Correction accuracy of a policy, and what it is less that of a reference."""
+    """Prints the correction accuracy of a policy, and its gain over a second policy if given."""
     for field in ("outputs", "annotations", "difficulty", "fluency_model"):
         if config[field]:
-            raise InputError(f"{field}={config[field]}: has no part in edits; drop one of them")
+            raise InputError(
+                f"{field}={config[field]}: cannot be used with edits; drop one of them"
+            )
     if not config.model:
         raise InputError("model is empty; give --config.model=FOLDER of the policy")
     from fgrlhf_jax.training import correction  # seconds to import
@@ -78,7 +81,7 @@ def evaluate_corrections(config) -> None:
 
 
 def load_model(config, path: str):
-    """A ``LanguageModel`` of ``local``'s mesh, dtype and template; its weights are not read yet."""
+    """A ``LanguageModel`` with ``local``'s mesh, dtype and template; reads its weights later."""
     from fgrlhf_jax.models.language_model import LanguageModel
 
     cli.use_devices()
@@ -87,7 +90,7 @@ def load_model(config, path: str):
 
 
 def add_fluency(config, models: Models, results: list[dict]) -> None:
-    """Adds to each model's result how likely its responses and the reference's are."""
+    """Adds log-probabilities of the model's and the reference's responses to each result."""
     from fgrlhf_jax.training import correction
 
     judge = load_model(config, config.fluency_model)
@@ -102,7 +105,7 @@ def add_fluency(config, models: Models, results: list[dict]) -> None:
 
 
 def check(config) -> tuple[Path, str]:
-    """The output and the judge; raises InputError unless it is clear what is to be evaluated."""
+    """The output and the judge; raises InputError for fields that contradict each other."""
     if config.annotations:
         if config.outputs or config.reference:
             raise InputError(
@@ -125,7 +128,7 @@ def check(config) -> tuple[Path, str]:
 
 
 def judge_models(config, judge: str) -> Models | None:
-    """The pairs of each model with the judge's preferences; None after a dry run."""
+    """Judges the pairs of each model; returns None after a dry run."""
     if config.outputs:
         paths = split_sources(config.outputs)
         reference = reading.read_with_rows(config, config.reference)
@@ -160,7 +163,7 @@ def judge_models(config, judge: str) -> Models | None:
 def select(config, models: Models) -> Models:
     """The first ``limit`` rows of the first model (0: all), and the other's for the same prompts.
 
-    With ``common`` only prompts that both models have count.
+    With ``common``, rows whose prompt only one model has are dropped first.
     """
     if config.common:
         models = common_prompts(models)

@@ -1,4 +1,4 @@
-r"""The table of a reward model on any file of pairs.
+r"""Evaluate a reward model on a file of edits or preferences and print a table.
 
 python -m launch.evaluate_rm --config.reward_model=DIR --config.test=FILE \
                              [--config.output=FILE.json]

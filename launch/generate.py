@@ -1,14 +1,13 @@
-"""Responses of a model to a file of prompts.
+"""Sample a model's responses to a file of prompts.
 
 python -m launch.generate --config.model=FOLDER --config.prompts=FILE --config.output=FILE.json
                           [--config.temperature=0] [--config.FIELD=VALUE …]
 
-Writes a JSON list in the output format of alpaca_eval: instruction (with the input joined to it),
-output, generator, and beside them input, raw_instruction or messages, length (tokens), finished,
-unless greedy logprob (under the distribution drawn from), and with a reward_model the response's
-reward (normalized, summed over its tokens), best first. A file that exists is written over only
-with --config.overwrite. With no flag at all it answers prompts of the embedded world, after
-training a policy there.
+Writes a JSON list in alpaca_eval's output format: instruction (followed by the input), output,
+generator; and also input, raw_instruction or messages, length (tokens), finished, logprob (unless
+greedy; under the sampling distribution) and, with a reward_model, the response's reward
+(normalized, summed over its tokens), best first. Only --config.overwrite overwrites a file. Without
+flags, it trains a policy on the embedded world and samples responses to its prompts.
 """
 
 import dataclasses
@@ -90,7 +89,7 @@ def main(config) -> None:
 
 
 def check(config) -> None:
-    """Raises InputError where ``best_of`` or ``greedy_last`` does not go with the other fields."""
+    """Raises InputError if ``best_of`` or ``greedy_last`` contradicts other fields."""
     if config.greedy_last and (config.samples < 2 or not config.temperature):
         raise InputError(
             f"greedy_last=True: needs samples to draw beside the greedy response, but samples="
@@ -114,7 +113,7 @@ def check(config) -> None:
 
 
 def make_score(config, model: LanguageModel):
-    """What :func:`generate_responses` ranks by: the sum of a response's normalized rewards."""
+    """A scoring function for :func:`generate_responses`: a response's summed normalized reward."""
     path = config.reward_model
     reward_model = RewardModel.load(path, mesh=config.mesh, dtype=config.dtype)
     check_fits("reward_model", path, reward_model.meta, model)
@@ -128,7 +127,7 @@ def make_score(config, model: LanguageModel):
 
 
 def log(text: str) -> None:
-    """To stderr, beside the responses."""
+    """Prints to stderr, apart from the responses."""
     print(text, file=sys.stderr)
 
 

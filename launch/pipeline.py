@@ -1,19 +1,19 @@
-"""The whole method: supervised fine-tuning, feedback, reward models, PPO, win rates, a report.
+"""Run the whole method: supervised fine-tuning, feedback, reward models, PPO, win rates, a report.
 
 python -m launch.pipeline [--config=configs/pipeline.py:tiny|study|cad|smollm2|llama_7b]
                           [--config.run_dir=DIR] [--config.seeds=N] [--config.FIELD=VALUE …]
 
 Flags of the commands that it runs:
   --config.ppo.flags=steps=20,kl.coef=0.1   of launch.ppo; likewise sft, rm, imitate and dpo
-  --config.arms.oracle.flags=steps=20       of one arm; they win over those of ppo.flags
-They are added to the defaults of this config (ppo.defaults, arms.oracle.defaults), and win.
+  --config.arms.oracle.flags=steps=20       of one arm; these override ppo.flags
+Both override the defaults in this config (ppo.defaults, arms.oracle.defaults).
 
-An arm of yours, beside those of configs/pipeline.py:
+Your own arm, in addition to those of configs/pipeline.py:
   --config.arms.mine.learner=dpo --config.arms.mine.flags=beta=0.3 --config.run_arms=sft_edits,mine
 
-Every stage is a command of its own, joined to the others by files in run_dir; those that are done
-are skipped, so the same command goes on where it stopped. The output of each is in run_dir/logs.
-At the end: report.json, report.md and report.html.
+Every stage is a separate command; stages exchange files in run_dir. The same command resumes and
+skips finished stages. run_dir/logs has the output of each stage. At the end it writes report.json,
+report.md and report.html.
 """
 
 import importlib
@@ -44,7 +44,7 @@ CONFIG = "configs/pipeline.py:tiny"
 
 
 def check(config: ConfigDict) -> None:
-    """Raises InputError for values that no study could use."""
+    """Raises InputError for invalid or contradictory values."""
     cli.check_run_dir(config)
     names = arms.select(config)
     own = config.arms.keys() - ARMS.keys()
@@ -60,13 +60,13 @@ def check(config: ConfigDict) -> None:
         raise InputError("files.edits is empty; give --config.files.edits=…")
     if config.judge and user_function.takes(user_function.load(config.judge), "tokens"):
         raise InputError(
-            f"judge={config.judge}: asks for tokens, which responses to the test prompts are kept "
-            "without; let it take prompts, responses and finished"
+            f"judge={config.judge}: takes tokens, which are not stored for the test prompts; let "
+            "it take prompts, responses and finished"
         )
 
 
 def check_commands(planned: Sequence[Stage]) -> None:
-    """Raises InputError for the first flag that the command of its stage would refuse."""
+    """Raises InputError for the first flag that its stage's command would reject."""
     for stage in planned:
         if stage.command[0] == "launch.pipeline":  # a task, which has no flags of its own
             continue
@@ -80,14 +80,14 @@ def check_commands(planned: Sequence[Stage]) -> None:
 
 
 def check_data(config: ConfigDict, planned: Sequence[Stage]) -> None:
-    """Raises InputError, before hours of training, for what a later stage would refuse.
+    """Raises InputError for data that a later stage would reject, before hours of training.
 
-    That is a model with another template, and fewer rows than a training takes at once.
+    Checks the model's template, and that every training has enough rows for one batch.
     """
     if config.model:
         tasks.check_template(config.model, config.template)
     folder = Path(config.run_dir)
-    if (folder / "stages" / "data.json").exists():  # the files of the user may be gone by now
+    if (folder / "stages" / "data.json").exists():  # the user's files may have been removed
         paths = (folder / "data").glob("*.jsonl")
         counts = {path.stem: path.read_bytes().count(b"\n") for path in paths}
     elif config.embedded:
@@ -101,20 +101,20 @@ def check_data(config: ConfigDict, planned: Sequence[Stage]) -> None:
         field = "rollout_batch_size" if is_ppo else "batch_size"
         files = [Path(f) for f in (fields.get("prompts" if is_ppo else "train") or "").split(",")]
         if any(f.parent.name not in ("data", "feedback") or f.stem not in counts for f in files):
-            continue  # of a round of edits, which is not made yet
+            continue  # a file of a round of edits, which does not exist yet
         rows = sum(counts[file.stem] for file in files)
         size = fields[field] // (samples_per_prompt(fields) if is_ppo else 1)
         if rows < size:
             raise InputError(
-                f"stage {stage.name}: {field}={fields[field]} takes {size} rows at once, and "
-                f"{rows} are left to learn from; give more, or lower it in the flags of its command"
+                f"stage {stage.name}: {field}={fields[field]} needs {size} rows, and training has "
+                f"{rows}; give more rows, or lower it in the flags of its command"
             )
 
 
 def check_folder(config: ConfigDict, folder: Path, planned: Sequence[Stage]) -> None:
-    """Raises InputError, naming fields that differ, where a finished stage would be another one."""
+    """Raises InputError if a finished stage had other settings; names the changed fields."""
     if not [*folder.glob("stages/*.json")]:
-        run_folder.check_run(config)  # whatever else the folder holds
+        run_folder.check_run(config)  # the folder may hold another run
         return
     to_do = "put back a copy of it, or choose another run_dir"
     saved = run_folder.flatten(read_json(folder / "config.json", {}, to_do))
@@ -127,7 +127,7 @@ def check_folder(config: ConfigDict, folder: Path, planned: Sequence[Stage]) -> 
 
 
 def write_report(config: ConfigDict, folder: Path, planned: Sequence[Stage], seconds: float) -> str:
-    """Write report.json, report.md and report.html; returns the text of report.md."""
+    """Writes report.json, report.md and report.html; returns the text of report.md."""
     names = arms.select(config)
     labels = {arms.BASE: "The model as it is" if config.model else "SFT"}
     labels |= arms.selected(config, "arms", names)
@@ -160,7 +160,7 @@ def main(config: ConfigDict) -> None:
         tasks.run_task(config)
         return
     check(config)
-    jax.config.update("jax_platforms", "cpu")  # the accelerators are the stages'
+    jax.config.update("jax_platforms", "cpu")  # leave the accelerators to the stages
     started = time.perf_counter()
     planned = commands.build_stages(config, Path(config.run_dir))
     check_commands(planned)
@@ -174,7 +174,7 @@ def main(config: ConfigDict) -> None:
     stages.run(planned, folder, workers=config.workers)
     seconds = time.perf_counter() - started
     text = write_report(config, folder, planned, seconds)
-    # The answer and Table 1, without the escapes of Markdown.
+    # The conclusion and Table 1, without Markdown escapes.
     print("\n## ".join(text.split("\n## ")[:2]).replace("\\", ""))
     print(f"{seconds:.0f} s; the report is in {folder / 'report.html'}")
 

@@ -1,15 +1,15 @@
-"""Does a run fit its devices? Every step is compiled ahead of time; nothing is allocated.
+"""Predict memory and time of a run: compiles every step ahead of time, allocates nothing.
 
 python -m launch.plan --config=configs/ppo.py:llama_7b [--devices=8] [--device=h100]
                       [--memory=80] [--efficiency=0.5] [--mesh=data,fsdp,tensor] [--lengths=FILE]
                       [--json=FILE] [--config.FIELD=VALUE …]
 
-For configs/ppo.py, rm.py, sft.py and dpo.py, on virtual devices of this computer's CPU: h100 (or
-h200, a100, v5p, v5e, v6e) with that memory, or --memory=GB. It prints bytes a device, FLOPs and the
-least time of every step where products reach --efficiency of the peak. With --memory it looks for
-the largest micro-batch; where a step does not fit, for the smallest change that does, and ends with
-status 1. Rows are as long as the config allows, or as in --lengths=FILE: token counts {"prompt",
-"response"} or {"common", "edited", "original"} a row, or any file to learn from.
+For configs/ppo.py, rm.py, sft.py and dpo.py, on virtual CPU devices. --device (h100, h200, a100,
+v5p, v5e, v6e) or --memory=GB sets their memory. Prints bytes per device, FLOPs, and the least time
+of a step if products reach --efficiency of the peak. With --memory, it finds the largest
+micro-batch. If a step does not fit, it finds the smallest change that does and exits with 1.
+Rows have the longest allowed lengths or those of --lengths=FILE: token counts {"prompt",
+"response"} or {"common", "edited", "original"} per row, or any file of training data.
 """
 
 import argparse
@@ -40,7 +40,7 @@ from launch import ppo
 from launch.shared import cli, reading
 
 UNSET = "that of the device"
-MOST_DEVICES = 4096  # that this computer can stand for within seconds
+MOST_DEVICES = 4096  # more virtual devices take too long
 CONFIG = "configs/ppo.py:llama_7b"
 OTHERS = ("configs/rm.py", "configs/sft.py", "configs/dpo.py")
 SHAPES = {"ppo": ppo_shapes, "rm": reward_model_shapes, "sft": sft_shapes, "dpo": dpo_shapes}
@@ -55,9 +55,7 @@ def main(config, options: dict[str, str]) -> bool:
             raise InputError(f"--{name}: give a value")
     devices = number(options, "devices", int)
     if devices > MOST_DEVICES:
-        raise InputError(
-            f"--devices={devices}: more than can be made up here; give at most {MOST_DEVICES}"
-        )
+        raise InputError(f"--devices={devices}: is too large; give at most {MOST_DEVICES}")
     device, efficiency = options["device"], number(options, "efficiency", float)
     check_argument(f"--device={device}", device, ACCELERATORS)
     if efficiency > 1:
@@ -98,12 +96,12 @@ def main(config, options: dict[str, str]) -> bool:
 
 
 def report(line: str) -> None:
-    """Progress, apart from the result."""
+    """Prints progress to stderr, apart from the result."""
     print(line, file=sys.stderr, flush=True)
 
 
 def split_arguments(argv: list[str]) -> tuple[dict[str, str], list[str]]:
-    """The options of this command, and the other arguments."""
+    """Splits the options of this command from the other arguments."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name, default in OPTIONS.items():
         parser.add_argument(f"-{name}", f"--{name}", nargs="?", default=default)
@@ -112,7 +110,7 @@ def split_arguments(argv: list[str]) -> tuple[dict[str, str], list[str]]:
 
 
 def number(options: dict[str, str], name: str, kind: type):
-    """The positive number of an option; raises InputError for anything else."""
+    """The value of an option; raises InputError unless it is a positive number."""
     try:
         value = kind(options[name])
     except ValueError:
@@ -124,7 +122,7 @@ def number(options: dict[str, str], name: str, kind: type):
 
 
 def read_rows(config, kind: str, path: str) -> Lengths | list[Demonstration] | list[Pair]:
-    """Rows of --lengths for ``SHAPES[kind]``: of numbers, or of texts by the model's tokenizer."""
+    """Rows of --lengths for ``SHAPES[kind]``, from token counts or from tokenized texts."""
     in_pairs = kind in ("rm", "dpo")
     names = ("common", "edited", "original") if in_pairs else ("prompt", "response")
     if numbers := read_numbers(path, names):
@@ -140,8 +138,8 @@ def read_rows(config, kind: str, path: str) -> Lengths | list[Demonstration] | l
     if not (model := config.policy if field == "policy" else config.model.path):
         example = dict(zip(names, (57, 120, 110), strict=False))
         raise InputError(
-            f"--lengths={path}: texts have lengths in tokens of a model; give --config.{field}, or "
-            f"rows of {json.dumps(example)}, whole numbers above 0"
+            f"--lengths={path}: tokenizing texts needs a model; give --config.{field}, or rows of "
+            f"{json.dumps(example)}, whole numbers above 0"
         )
     tokenizer = hf_load.load_tokenizer(model)
     data = config.data.to_dict()
@@ -151,7 +149,7 @@ def read_rows(config, kind: str, path: str) -> Lengths | list[Demonstration] | l
     if in_pairs:
         pairs = encode_by_kind(reading.read(config, path, "pairs"), path, tokenizer, data, report)
         return [*chain(*pairs.values())]
-    if kind == "ppo":  # sampled until they are full
+    if kind == "ppo":  # the plan limits lengths itself
         longest = {"max_length": sys.maxsize, "max_prompt_length": sys.maxsize - 1}
         data = {"template": data["template"]} | longest
     rows, _ = encode_demonstrations(reading.read(config, path, "responses"), tokenizer, **data)
@@ -162,7 +160,7 @@ def read_rows(config, kind: str, path: str) -> Lengths | list[Demonstration] | l
 
 
 def read_numbers(path: str, names: Sequence[str]) -> list[list[int]]:
-    """The numbers of that name in every row of files; [] where some row has others or none."""
+    """The numbers in the fields ``names`` of every row; [] if a row lacks one."""
     files = sources.split_sources(path)
     if not all(file.endswith(sources.SUFFIXES) for file in files):
         return []
@@ -175,7 +173,7 @@ def read_numbers(path: str, names: Sequence[str]) -> list[list[int]]:
 
 
 def kind_of(config) -> str:
-    """Which command the config is for, its values checked as that command checks them."""
+    """The kind of a config, a key of ``SHAPES``, after its command's own checks."""
     if "rollout_batch_size" in config:
         ppo.check(config)
         return "ppo"
@@ -186,7 +184,7 @@ def kind_of(config) -> str:
 
 
 def use_virtual_devices(devices: int) -> None:
-    """Makes virtual CPU devices; must come before anything else that uses devices."""
+    """Creates virtual CPU devices; call before anything else uses devices."""
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", devices)
 

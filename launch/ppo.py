@@ -1,12 +1,12 @@
-"""PPO, RLOO or GRPO with token-level or sequence-level rewards, and edits to imitate beside.
+"""Train a policy by PPO, RLOO, GRPO or distillation, with a reward per token or per response.
 
 python -m launch.ppo --config=configs/ppo.py:MODEL[,token|sequence] --config.policy=FOLDER
                      --config.reward_model=DIR --config.prompts=FILE [--config.FIELD=VALUE …]
 
 MODEL is tiny, cad, smollm2, llama_7b, llama_7b_lora or llama3_2_1b.
-With no flag at all it runs on the embedded world, after training what it needs there. The same
-command on the same run_dir goes on where it stopped. It writes config.json, metrics.jsonl,
-samples.jsonl, checkpoints/, export/ (a Hugging Face folder) and finished.json to run_dir.
+Without flags, it trains an SFT policy and a reward model on the embedded world, and then runs PPO.
+The same command on the same run_dir resumes. It writes config.json, metrics.jsonl, samples.jsonl,
+checkpoints/, export/ (a Hugging Face folder) and finished.json to run_dir.
 """
 
 from pathlib import Path
@@ -22,7 +22,7 @@ CONFIG = "configs/ppo.py:tiny,token"
 
 
 def check(config) -> None:
-    """Raises InputError for a value that no data or model could make right."""
+    """Raises InputError for values that are invalid for every data set and model."""
     cli.check_run(config)
     if config.inference_dtype != "float32" and config.model.dtype == "float32":
         raise InputError(
@@ -43,8 +43,8 @@ def check(config) -> None:
         )
     if bool(config.ptx_weight) != bool(config.ptx_edits):
         raise InputError(
-            f"ptx_weight={config.ptx_weight:g} and ptx_edits={config.ptx_edits!r}: imitating needs "
-            "both, a weight above 0 and a file; give the other one too, or neither"
+            f"ptx_weight={config.ptx_weight:g} and ptx_edits={config.ptx_edits!r}: imitation needs "
+            "a weight above 0 and a file; give both or neither"
         )
 
 
@@ -56,8 +56,8 @@ def main(config) -> None:
     if any(paths.values()) and not all(paths.values()):
         missing = [name for name, value in paths.items() if not value]
         raise InputError(
-            f"{' and '.join(missing)} must be given too: --config.{missing[0]}=… (with none of "
-            f"{', '.join(paths)} everything is of the embedded world)"
+            f"{' and '.join(missing)} must be given too: --config.{missing[0]}=… (without "
+            f"{', '.join(paths)}, the embedded world is used)"
         )
     if all(paths.values()):
         sets = reading.read_sets(config, config.prompts, "prompts")
@@ -76,7 +76,7 @@ def main(config) -> None:
 
 
 def check_embedded(config) -> None:
-    """Raises InputError where a config without paths asks for other than our own models."""
+    """Raises InputError if a config without paths is not for the embedded world."""
     if config.validation or config.size != "tiny":
         raise InputError(
             "policy, reward_model and prompts are empty; give --config.policy=… and the others "
@@ -85,7 +85,7 @@ def check_embedded(config) -> None:
 
 
 def summary(folder: Path) -> str:
-    """The first and the last evaluation, side by side."""
+    """A table of the first and the last evaluation."""
     rows = [row for row in read_jsonl(folder / "metrics.jsonl") if "validation/kl" in row]
     names = [name for name in rows[0] if name.startswith("validation/")]
     lines = [f"{'':12}{'step 0':>12}{'step ' + str(rows[-1]['step']):>12}"]

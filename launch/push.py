@@ -1,10 +1,10 @@
-r"""Put a model, or a file of edits, preferences or instructions, with its card on the hub.
+r"""Upload a model, or a file of edits, preferences or instructions, with a card to the hub.
 
 python -m launch.push --config.path=RUN_DIR|FILE --config.repo=ORG/NAME --config.license=LICENSE \
                       [--config.private=False] [--config.made="…"]
 
-The token is huggingface_hub's: `hf auth login`, or HF_TOKEN. A push that stopped goes on with the
-same command: files that the hub has are not sent again.
+The token is that of huggingface_hub: `hf auth login`, or HF_TOKEN. The same command resumes a push
+that stopped: files that are on the hub already are not sent again.
 """
 
 import fnmatch
@@ -35,43 +35,45 @@ def main(config) -> None:
     if constants.HF_HUB_OFFLINE:
         raise InputError("HF_HUB_OFFLINE is set, and a push needs the hub; unset it")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", config.repo):
-        raise InputError(f"repo={config.repo!r}: is no name on the hub; give ORG/NAME")
+        raise InputError(f"repo={config.repo!r}: is not a name on the hub; give ORG/NAME")
     is_data = config.path.endswith(SUFFIXES) and not Path(config.path).is_dir()
     card, files = read_rows(config) if is_data else read_model(config)
     card.data.license = config.license or card.data.license
     if not card.data.license:
         raise InputError(
-            "license is empty; say on which terms others may use it: --config.license=apache-2.0, "
-            "cc-by-4.0, … (of a model: what its base model and its data allow)"
+            "license is empty; give the terms of use, --config.license=apache-2.0, cc-by-4.0, … "
+            "(for a model: as its base model and data allow)"
         )
     if not huggingface_hub.get_token():
-        raise InputError("there is no token of the hub; run `hf auth login`, or set HF_TOKEN")
+        raise InputError("no token for the hub was found; run `hf auth login`, or set HF_TOKEN")
     print(f"{config.repo}: {upload(config, 'dataset' if is_data else 'model', card, files)}")
 
 
 def read_model(config) -> tuple[huggingface_hub.ModelCard, dict[str, Path]]:
-    """The card and the files of an export, all of them as they were written."""
+    """The card and the files of an export; raises InputError if a file was changed."""
     if not Path(config.path).is_dir():
-        raise InputError(f"path={config.path!r}: is no run folder, export or file of rows")
+        raise InputError(f"path={config.path!r}: is not a run folder, export or file of rows")
     folder = hf_files.resolve(config.path)
     checksums.check(folder, hf_files.read_json(checksums.config_file(folder)), weights=True)
     if checksums.is_adapter(folder) and Path(base := peft.base_name(folder)).exists():
         raise InputError(
-            f"path={config.path}: is an adapter of {base}, which is on this machine only; push "
-            f"that first, and write its hub id as {checksums.BASE} into "
+            f"path={config.path}: is an adapter of {base}, which is only on this machine; push "
+            f"{base} first, and write its hub id as {checksums.BASE} into "
             f"{folder / checksums.ADAPTER}"
         )
     if not (folder / "README.md").is_file():
-        raise InputError(f"path={config.path}: {folder} has no README.md; give an export of ours")
+        raise InputError(
+            f"path={config.path}: {folder} has no README.md; give an export of this project"
+        )
     card = huggingface_hub.ModelCard.load(folder / "README.md")
     card.text = card.text.replace(f'"{cards.FOLDER}"', f'"{config.repo}"')
     return card, {name: folder / name for name in checksums.files(folder)}
 
 
 def read_rows(config) -> tuple[huggingface_hub.DatasetCard, dict[str, Path]]:
-    """The card of a file of rows, every one of which can be read, and the file."""
+    """The card of a file of rows, and the file; raises InputError for unreadable rows."""
     if not config.made.strip():
-        raise InputError("made is empty; say how the rows came about: --config.made='…'")
+        raise InputError("made is empty; describe how the rows were collected: --config.made='…'")
     rows = reading.read_with_rows(config, config.path)
     kinds = Counter(records.kind_of(record) for record, _ in rows)
     figures = {kind: f"{count} rows" for kind, count in kinds.items()}
@@ -95,18 +97,18 @@ def read_rows(config) -> tuple[huggingface_hub.DatasetCard, dict[str, Path]]:
 
 
 def upload(config, kind: str, card, files: dict[str, Path]) -> str:
-    """One commit with the card and the files; returns its address.
+    """Uploads the card and the files in one commit; returns the commit's URL.
 
-    Raises InputError where the hub refuses it or cannot be reached, and where a public repository
-    would get what is meant to be private.
+    Raises InputError if the hub rejects the commit or cannot be reached, or if ``config.private``
+    is set and the repository is public.
     """
     api, options = huggingface_hub.HfApi(), {"repo_id": config.repo, "repo_type": kind}
     try:
         api.create_repo(**options, private=config.private, exist_ok=True)
         if config.private and not api.repo_info(**options).private:
             raise InputError(
-                f"repo={config.repo}: is there already, and everybody may read it; choose another "
-                "name, or --config.private=False to publish"
+                f"repo={config.repo}: exists and is public; choose another name, or "
+                "--config.private=False to publish"
             )
         if config.revision:
             api.create_branch(**options, branch=config.revision, exist_ok=True)
@@ -126,14 +128,14 @@ def upload(config, kind: str, card, files: dict[str, Path]) -> str:
         ).commit_url
     except InputError:
         raise
-    except Exception as error:  # of the library, the hub or the network
+    except Exception as error:  # from the library, the hub or the network
         raise InputError(f"repo={config.repo}: {explain(error)}") from error
 
 
 def explain(error: BaseException) -> str:
-    """What to do about a fault of the library, the hub or the network, and what it was."""
+    """A sentence with the remedy and the cause of an error of library, hub or network."""
     error, status = hf_files.hub_cause(error)
-    advice = ADVICE.get(status, "the hub cannot be used; try the same command again, it goes on")
+    advice = ADVICE.get(status, "the hub cannot be used; run the same command again to resume")
     return f"{advice} ({type(error).__name__}: {' '.join(str(error).split()):.300})"
 
 

@@ -1,4 +1,4 @@
-r"""The reward of every token of given responses: JSONL, a coloured page or picture, the terminal.
+r"""Compute the reward of every token of responses, as JSONL, a coloured page, a picture or text.
 
 python -m launch.score --config.reward_model=DIR --config.input=FILE.jsonl \
                        [--config.output=FILE.jsonl|FILE.html|FILE.svg]
@@ -37,8 +37,8 @@ def main(config) -> None:
     longest_prompt = reward_model.meta.data["max_prompt_length"]
     if max_length <= longest_prompt:
         raise InputError(
-            f"max_length={max_length} leaves no room behind prompts of up to {longest_prompt} "
-            "tokens; raise it"
+            f"max_length={max_length} leaves no tokens for responses after prompts of up to "
+            f"{longest_prompt} tokens; raise it"
         )
     scored = reward_model.score_all(
         inputs,
@@ -49,7 +49,7 @@ def main(config) -> None:
     )
     truncated = sum(response.truncated for responses in scored for response in responses)
     if truncated:
-        print(f"{truncated} prompts or responses were cut to the model's lengths", file=sys.stderr)
+        print(f"{truncated} prompts or responses were truncated", file=sys.stderr)
     if output.suffix == ".jsonl":
         write_jsonl(output, map(add_rewards, rows, scored))
         return
@@ -66,13 +66,13 @@ def main(config) -> None:
 
 
 def view(record: records.Record, responses: list[ScoredResponse]) -> dict:
-    """A row of ``report.heatmap``."""
+    """A row for ``report.heatmap``."""
     sides = [dataclasses.asdict(response) for response in responses]
     return records.prompt_fields(record) | {"sides": sides}
 
 
 def add_rewards(row: dict, responses: list[ScoredResponse]) -> dict:
-    """The row as it was read, with its tokens and rewards."""
+    """A copy of a file's row with the tokens and rewards added."""
     result = dict(row)
     for number, response in enumerate(responses):
         prefix = f"{response.label}_" if number else ""

@@ -1,11 +1,11 @@
-"""Supervised fine-tuning on instructions, the loss on the response only.
+"""Fine-tune a model on instructions with responses; the loss is on response tokens only.
 
 python -m launch.sft --config=configs/sft.py:MODEL [--config.FIELD=VALUE …]
 
 MODEL is tiny, cad, smollm2, llama_7b, llama_7b_lora or llama3_2_1b.
-With no flag at all it trains a tiny LLaMA on the embedded world. The same command on the same
-run_dir goes on where it stopped. It writes config.json, metrics.jsonl, checkpoints/, export/ (a
-Hugging Face folder with its tokenizer), eval.json and finished.json to run_dir.
+Without flags, it trains a tiny LLaMA on the embedded world. The same command on the same run_dir
+resumes. It writes config.json, metrics.jsonl, checkpoints/, export/ (a Hugging Face folder with its
+tokenizer), eval.json and finished.json to run_dir.
 """
 
 from fgrlhf_jax.training import sft

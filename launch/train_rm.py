@@ -1,11 +1,11 @@
-"""Train a reward model.
+"""Train a reward model on edits or preferences.
 
 python -m launch.train_rm --config=configs/rm.py:MODEL[,LOSS] [--config.FIELD=VALUE …]
 
 MODEL is tiny, cad, smollm2, llama_7b, llama_7b_lora or llama3_2_1b.
-With no flag at all it makes its own small data and trains tiny,token_edit. The same command on the
-same run_dir goes on where it stopped. It writes config.json, metrics.jsonl, checkpoints/, export/
-(a Hugging Face folder), eval.json and finished.json to run_dir.
+Without flags, it trains tiny,token_edit on the embedded world. The same command on the same run_dir
+resumes. It writes config.json, metrics.jsonl, checkpoints/, export/ (a Hugging Face folder),
+eval.json and finished.json to run_dir.
 """
 
 from fgrlhf_jax.functional import pair_metrics

@@ -1,4 +1,4 @@
-"""What commands that send requests to a language model share: connection, estimate, replies."""
+"""Shared code of commands that send requests to a language model: connection, dry run, replies."""
 
 import functools
 import sys
@@ -16,11 +16,11 @@ from launch.shared import cli
 
 LOCAL_IDENTITY = ("template", "max_prompt_length", "seed", "dtype")
 PROMPTS_SHOWN = 3  # in a dry run
-BATCHES_STORED = 2  # batches of a local model from one time that replies are stored to the next
+BATCHES_STORED = 2  # a local model's replies are stored every two batches
 
 
 def check(config) -> None:
-    """Raises InputError for what is wrong before anything is read."""
+    """Raises InputError for invalid fields, before any file is read."""
     client.check_url(config.base_url)
     if config.provider == "local" and config.reply_format == "json_schema":
         raise InputError("reply_format=json_schema: local models support no schema; use text")
@@ -33,12 +33,12 @@ def check(config) -> None:
 
 
 def model_identity(config) -> dict:
-    """What determines a reply besides its request."""
+    """Everything that determines a reply besides its request, for the cache."""
     identity = {"provider": config.provider, "model": config.model}
     identity["base_url"] = client.check_url(config.base_url)
     if config.provider == "local":
         identity |= {name: config.local[name] for name in LOCAL_IDENTITY}
-        path = Path(config.model)  # weights may be trained again under the same name
+        path = Path(config.model)  # hash the files: the same path may hold new weights
         path = path / "export" if (path / "export").is_dir() else path
         files = sorted(path.glob("*")) if path.is_dir() else [path]
         files = filter(Path.is_file, files)
@@ -48,12 +48,12 @@ def model_identity(config) -> dict:
 
 @functools.cache
 def _sha256(path: Path, modified: int) -> str:
-    """The hash of a file's content; ``modified``, its time, is part of the memo's key."""
+    """The hash of a file's content; ``modified``, its mtime, is part of the memo's key."""
     return digest(path)
 
 
 def reply_format(config) -> str:
-    """How replies are asked for: "json_schema" (``Request.schema``) or "text" (by the prompt)."""
+    """The reply format: "json_schema" (``Request.schema``) or "text" (described in the prompt)."""
     if config.reply_format != "auto":
         return config.reply_format
     return "text" if config.provider == "local" or config.base_url.strip() else "json_schema"
@@ -70,9 +70,9 @@ def find_remaining(config, prompts: Sequence[Request]) -> list[Request]:
 
 
 def connect(config, prompts: Sequence[Request]) -> tuple[Callable | None, Usage]:
-    """What sends requests to the model, None if all are in the cache, and counts their cost.
+    """Connects to the model; returns a function that sends requests, and the usage counter.
 
-    Raises InputError where there is no such model.
+    The function is None if the cache has all replies. Raises InputError for an unknown model.
     """
     usage = Usage(**config.limits)
     if not find_remaining(config, prompts):
@@ -89,7 +89,7 @@ def connect(config, prompts: Sequence[Request]) -> tuple[Callable | None, Usage]
 def collect_replies(
     config, prompts: Sequence[Request], send: Callable | None, usage: Usage
 ) -> Iterator[Reply | Rejected]:
-    """Yields the replies in order, with a progress bar; for what :func:`connect` returns."""
+    """Yields replies in order, with a progress bar; :func:`connect` returns the last arguments."""
     local = config.provider == "local"
     return requests.collect_replies(
         prompts,
@@ -103,9 +103,9 @@ def collect_replies(
 
 
 def print_dry_run(config, prompts: Sequence[Request], written: int = 0) -> None:
-    """Prints some prompts as they would be sent, and the tokens that all of them would take.
+    """Prints the first prompts as they would be sent, and estimates of tokens and cost.
 
-    About ``written`` tokens are those of the replies to all requests, 0 where unknown.
+    ``written`` is the estimated number of output tokens for all prompts, 0 if unknown.
     """
     for number, request in enumerate(prompts[:PROMPTS_SHOWN], 1):
         print(f"== prompt {number} of {len(prompts)}\n{request.prompt}\n")
@@ -118,18 +118,17 @@ def print_dry_run(config, prompts: Sequence[Request], written: int = 0) -> None:
         f"{len(left)} requests to {config.provider}/{config.model or 'MODEL'}: about "
         f"{to_read:,} tokens to read, "
         f"{', '.join(f'{bound} {tokens:,}' for bound, tokens in bounds)} to write; "
-        f"{len(prompts) - len(left)} of {len(prompts)} prompts are answered already or there "
-        "twice"
+        f"{len(prompts) - len(left)} of {len(prompts)} prompts are answered already or duplicates"
     )
     if config.price_input or config.price_output:
         read = config.price_input * to_read / 1e6
         costs = [(bound, read + config.price_output * n / 1e6) for bound, n in bounds]
         text = ", ".join(f"{bound} {cost:.2f}" for bound, cost in costs)
-        print(f"cost by the given prices: {text}")
+        print(f"cost at price_input and price_output: {text}")
 
 
 def command(main: Callable, default: str, doc: str) -> None:
-    """Runs a command as :func:`cli.command`; --dry-run is short for its field."""
+    """Runs a command as :func:`cli.command` does; --dry-run is short for --config.dry_run=True."""
     sys.argv[1:] = [
         "--config.dry_run=True" if flag in ("--dry-run", "--dry_run") else flag
         for flag in sys.argv[1:]

@@ -1,4 +1,4 @@
-"""What every training of a study gets alike: updates, or seconds of updates."""
+"""Equal training budgets for the arms of a study: updates, or seconds of updates."""
 
 import importlib
 from collections.abc import Sequence
@@ -11,22 +11,22 @@ from fgrlhf_jax.pipeline.flags import parse_flags
 from fgrlhf_jax.pipeline.stages import Stage
 from launch.shared import config_files
 
-NEVER = 10**5  # steps that no limit of seconds lets a run make
+NEVER = 10**5  # steps; a limit in seconds ends every run earlier
 
 
 def share(config: ConfigDict, planned: Sequence[Stage]) -> list[Stage]:
-    """The stages, those that train an arm or a reward model with ``config.budget_amount``.
+    """Limits the stages that train an arm or a reward model to ``config.budget_amount``.
 
-    An update is one step of the optimizer: a step of PPO makes several. The flags of an arm itself
-    win. In seconds the learning rate is constant, since nobody knows what the last step is.
+    An update is one optimizer step; a step of PPO has several. The flags of an arm override the
+    budget. With seconds the learning rate is constant, since the last step is not known in advance.
 
-    Raises InputError for a budget that is no budget.
+    Raises InputError if ``budget_amount`` is not above 0.
     """
     if not config.budget:
         return [*planned]
     if config.budget_amount <= 0:
         raise InputError(
-            f"budget_amount={config.budget_amount:g}: is no number of {config.budget}; give one "
+            f"budget_amount={config.budget_amount:g}: is not a number of {config.budget}; give one "
             "above 0"
         )
     return [_limit(config, stage) for stage in planned]
@@ -50,7 +50,7 @@ def _limit(config: ConfigDict, stage: Stage) -> Stage:
 
 
 def updates_a_step(stage: Stage) -> int:
-    """Updates of the parameters in one of the ``steps`` of a stage's command."""
+    """Optimizer steps per step of a stage's command."""
     config = config_files.parse(stage.command, importlib.import_module(stage.command[0]).CONFIG)
     if "ppo_epochs" not in config:
         return 1

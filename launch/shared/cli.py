@@ -1,4 +1,4 @@
-"""What commands share: errors become one sentence and an exit status; checks of files and runs."""
+"""Shared code of all commands: running, error messages, exit status, checks of files and runs."""
 
 import errno
 import importlib.util
@@ -21,7 +21,7 @@ from launch.shared import config_files, explain, process, terminal
 
 
 def check_run(config: ConfigDict) -> None:
-    """Raises InputError for values that no training run can use, whatever it trains."""
+    """Raises InputError for values that are invalid for every training run."""
     check_run_dir(config)
     check_expression("optimizer.freeze", config.optimizer.freeze)
     check_adapters(config)
@@ -30,52 +30,53 @@ def check_run(config: ConfigDict) -> None:
 
 
 def check_run_dir(config: ConfigDict) -> None:
-    """Raises InputError where no folder is named: it would be the present one."""
+    """Raises InputError if ``run_dir`` is empty, which would mean the current folder."""
     if not config.run_dir.strip():
         raise InputError("run_dir is empty; give --config.run_dir=FOLDER")
 
 
 def check_expression(name: str, value: str) -> None:
-    """Raises InputError where that is no regular expression."""
+    """Raises InputError if ``value`` is not a regular expression."""
     try:
         re.compile(value)
     except re.error as error:
-        raise InputError(f"{name}={value!r}: is no regular expression ({error})") from error
+        raise InputError(f"{name}={value!r}: is not a regular expression ({error})") from error
 
 
 def check_adapters(config: ConfigDict) -> None:
-    """Raises InputError for ``config.lora`` that cannot be used, or would be in vain."""
+    """Raises InputError for an invalid ``config.lora``, or settings without effect."""
     check_expression("lora.targets", config.lora.targets)
     for name, whole in (("base_dtype", "float32"), ("targets", ".")):
         if not config.lora.rank and config.lora[name] != whole:
             raise InputError(
-                f"lora.{name}={config.lora[name]}: is for adapters, and lora.rank=0 trains all "
+                f"lora.{name}={config.lora[name]}: has no effect, since lora.rank=0 trains all "
                 "weights; give --config.lora.rank=16"
             )
 
 
 def check_embedded(config: ConfigDict) -> None:
-    """Raises InputError where a config has no training file, and the embedded data will not do."""
+    """Raises InputError if a config without a training file does not fit the embedded data."""
     given = (config.model.get("path"), config.validation, config.get("test"))
     if any(given) or config.model.size != "tiny":
         raise InputError(
-            "train is empty; give --config.train=FILE (only tiny makes its data, and only without "
-            "model.path, validation and test; launch.pipeline leaves such files in its run_dir)"
+            "train is empty; give --config.train=FILE (only tiny uses embedded data, and only "
+            "without model.path, validation and test; launch.pipeline writes such files to its "
+            "run_dir)"
         )
     if config.lora.rank:
         raise InputError(
             f"lora.rank={config.lora.rank}: needs a model to adapt; give --config.model.path "
-            "and --config.train (launch.pipeline leaves both: sft/export and seed_0/feedback)"
+            "and --config.train (launch.pipeline writes both: sft/export and seed_0/feedback)"
         )
 
 
 def use_devices(config: ConfigDict | None = None) -> None:
-    """Prints which devices there are; must come before anything else that uses them.
+    """Initializes JAX's devices and prints them; call before anything else uses devices.
 
-    With the ``distributed`` of a config it joins the other processes of a run first. Raises
-    InputError when they cannot be joined, or there are no devices of JAX_PLATFORMS.
+    With ``config.distributed``, it joins the other processes of the run first. Raises InputError if
+    it cannot join them, or if JAX_PLATFORMS has no devices.
     """
-    import jax  # not above: commands that need no device start a second faster
+    import jax  # not at the top: commands without devices start a second faster
 
     if config and config.distributed:
         if not re.fullmatch(r".+:\d+|", config.coordinator):
@@ -85,9 +86,9 @@ def use_devices(config: ConfigDict | None = None) -> None:
                 config.coordinator or None,
                 config.num_processes or None,
                 config.process_id if config.process_id >= 0 else None,
-                shutdown_timeout_seconds=30,  # from an error in one process to the others' end
+                shutdown_timeout_seconds=30,  # others end this long after an error in one process
             )
-        except Exception as error:  # each wrong value has a type of its own
+        except Exception as error:  # the type differs by wrong value
             raise InputError(
                 f"distributed=True: {error}; give coordinator, num_processes and process_id"
             ) from error
@@ -95,11 +96,11 @@ def use_devices(config: ConfigDict | None = None) -> None:
 
     try:
         devices = versions.describe_devices()
-    except (RuntimeError, AssertionError) as error:  # the latter of jax.devices() itself
+    except (RuntimeError, AssertionError) as error:  # jax.devices() raises AssertionError
         platforms, reason = jax.config.jax_platforms, f" ({error})" if str(error) else ""
         raise InputError(
             f"JAX_PLATFORMS={platforms}: there is no such device, or no jaxlib for it; unset "
-            f"JAX_PLATFORMS to use what there is, or see the installation of JAX{reason}"
+            f"JAX_PLATFORMS to use available devices, or see JAX's installation guide{reason}"
         ) from error
     from fgrlhf_jax.runtime import multihost
 
@@ -116,15 +117,15 @@ def check_output(
     field: str = "output",
     beside: Sequence[Path] = (),
 ) -> Path:
-    """The file to write at the end; raises InputError now where that could not work.
+    """The path of the output; raises InputError if writing it at the end would fail.
 
-    A file that exists is written over only with ``config.overwrite``, but by a command that has no
-    such field, since it goes on with its file.
+    An existing file needs ``config.overwrite``, unless the config has no such field because the
+    command appends to its file.
 
     Args:
-      read: what the command reads, and never writes over: FILE, or several by commas; "" is none.
-      field: the config field that names it, "" for no file.
-      beside: other files that are written with it.
+      read: the command's inputs, which it must not overwrite: FILE, or several separated by commas.
+      field: the config field with the path, which may be "".
+      beside: other files that the command writes.
     """
     path = Path(config[field])
     if not config[field]:
@@ -135,17 +136,17 @@ def check_output(
     sources = {os.path.realpath(f) for spec in read if spec for f in split_sources(spec)}
     for each in (path, *beside):
         if os.path.realpath(each) in sources:
-            raise InputError(f"{field}: would write over {each}, which is read; choose another")
+            raise InputError(f"{field}: would overwrite {each}, an input; choose another")
         if each.exists() and not (config.get("overwrite", True) or config.get("dry_run")):
-            reason = "exists; choose another, or write over it with --config.overwrite"
+            reason = "exists; choose another, or overwrite it with --config.overwrite"
             raise InputError(f"{field}={each}: {reason}")
     return path
 
 
 def check_writable(name: str, path: Path) -> None:
-    """Raises InputError, ``name=path: …``, now where writing a file would fail after the work."""
+    """Raises InputError, ``name=path: …``, if a file cannot be written there."""
     if not path.parent.is_dir():
-        raise InputError(f"{name}={path}: the folder {path.parent} does not exist; make it")
+        raise InputError(f"{name}={path}: the folder {path.parent} does not exist; create it")
     if path.is_dir():
         raise InputError(f"{name}={path}: is a folder; give the name of a file")
     if not os.access(path.parent, os.W_OK):
@@ -182,12 +183,12 @@ def _leave_others(error: Exception) -> None:
 
 
 def explain_fault(error: Exception) -> str:
-    """A fault of the machine in one sentence; "" for what may be a fault of ours."""
+    """A sentence for errors of memory, disk or files; "" for errors that may be bugs."""
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
         reason = " ".join(str(error).split()) or "MemoryError"
         return (
-            f"out of memory ({reason:.200}); take fewer rows at a time (micro_batch_size, "
-            "batch_size) or shorter ones, or ask launch.plan what fits"
+            f"out of memory ({reason:.200}); use fewer rows at a time (micro_batch_size, "
+            "batch_size) or shorter rows, or let launch.plan predict what fits"
         )
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: cannot be used ({error.strerror}); give another path"
@@ -197,12 +198,12 @@ def explain_fault(error: Exception) -> str:
 
 
 def command(main: Callable[[ConfigDict], None], default: str, doc: str, *others: str) -> None:
-    """Run ``main`` on the command line's config: exit status 2 for bad input, 130 for Ctrl-C.
+    """Runs ``main`` on the command line's config; exit status 2 for bad input, 130 for Ctrl-C.
 
     Args:
-      default: the config without a --config, as FILE.py[:ARGUMENT].
-      doc: what ``--help`` begins with.
-      others: files of other configs that the command takes.
+      default: the default of --config, as FILE.py[:ARGUMENT].
+      doc: the first lines of ``--help``.
+      others: other config files that the command accepts.
     """
     config = ConfigDict()
     try:
@@ -233,6 +234,6 @@ def command(main: Callable[[ConfigDict], None], default: str, doc: str, *others:
     finally:
         unlock()
     if fault := getattr(sys.stdout, "fault", None):
-        if isinstance(fault, BrokenPipeError):  # of `| head`, that read enough
+        if isinstance(fault, BrokenPipeError):  # as with `| head`
             sys.exit(128 + signal.SIGPIPE)
-        print(f"not all could be shown: {fault.strerror}", file=sys.stderr)
+        print(f"the output is incomplete: {fault.strerror}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""From a command line to a checked config: config files, overrides, and what is wrong with them."""
+"""Parses command lines into checked configs: config files, overrides and their error messages."""
 
 import difflib
 import importlib
@@ -20,21 +20,21 @@ ROOT = Path(configs.__file__).parent.parent
 
 
 def parse(argv: Sequence[str], *specs: str) -> ConfigDict:
-    """The locked config of ``--config=FILE.py:ARGUMENT`` and its overrides, every value checked.
+    """Parses ``--config=FILE.py:ARGUMENT`` and overrides into a locked, checked config.
 
     Args:
-      argv: a command line, the name of the command first.
-      specs: configs of the command as FILE.py[:ARGUMENT]; the first one is its default.
+      argv: a command line that begins with the command's name.
+      specs: configs of the command as FILE.py[:ARGUMENT]; the first is the default.
 
     Raises:
-      InputError: for an unknown file, argument or field (naming the close match), a bad value, or
-        the config of another command.
+      InputError: for an unknown file, argument or field (with the closest name), an invalid value,
+        or the config of another command.
     """
     return parse_described(argv, *specs)[0]
 
 
 def parse_described(argv: Sequence[str], *specs: str) -> tuple[ConfigDict, dict[str, Field]]:
-    """As :func:`parse`, with the descriptions of the config's fields."""
+    """As :func:`parse`, but also returns the descriptions of the config's fields."""
     spec, overrides = str(ROOT / specs[0]), []
     arguments = iter(argv[1:])
     for argument in arguments:
@@ -62,7 +62,7 @@ def parse_described(argv: Sequence[str], *specs: str) -> tuple[ConfigDict, dict[
 
 
 def _override(config: ConfigDict, argv: list[str], fields: Mapping[str, Field]) -> None:
-    """Sets fields of ``config`` as command-line arguments say."""
+    """Sets fields of ``config`` from command-line arguments."""
     values = flags.FlagValues()
     try:
         config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
@@ -81,7 +81,7 @@ def _override(config: ConfigDict, argv: list[str], fields: Mapping[str, Field]) 
 
 
 def _no_field(name: str, names: Collection[str]) -> str:
-    """Why there is no field of that name, and which one is meant."""
+    """The message for an unknown field: its new or its closest name."""
     if new := _new_name(name, names):
         return f"is now {new}"
     group = [each for each in names if each.startswith(f"{name}.")]
@@ -93,7 +93,7 @@ def _no_field(name: str, names: Collection[str]) -> str:
 
 
 def _no_flag(argument: str, names: Collection[str]) -> str:
-    """Why a command has no such flag, and what to write."""
+    """The message for an unknown flag: the flag that was probably meant."""
     name, _, value = argument.lstrip("-").partition("=")
     if field := name if name in names else _new_name(name, names):
         hint = f"write --config.{field}={value or 'VALUE'}"
@@ -107,21 +107,21 @@ def _no_flag(argument: str, names: Collection[str]) -> str:
 
 
 def _new_name(name: str, names: Collection[str]) -> str:
-    """The present name of the field that was called ``name`` once, or ""."""
+    """The new name of a renamed field, or "" if ``name`` was not renamed."""
     new = RENAMED_FIELDS.get(name, "")
     return new if new in names and name not in names else ""
 
 
 def load(spec: str) -> ConfigDict:
-    """What ``get_config`` of FILE.py[:ARGUMENT] returns; ours are found from anywhere.
+    """Calls ``get_config`` of FILE.py[:ARGUMENT]; finds this project's configs from any folder.
 
-    Raises InputError when there is no such file or it is no config.
+    Raises InputError if the file is missing or is not a config.
     """
     return _load(spec, ())[0]
 
 
 def _load(spec: str, known: Sequence[Mapping[str, Field]]) -> tuple[ConfigDict, dict | None]:
-    """(the config, ``FIELDS`` of its file); ``known`` fields explain names that are no more."""
+    """Returns (config, ``FIELDS`` of its file); errors on renamed fields use ``known``."""
     name, _, argument = spec.partition(":")
     places = (Path(name), ROOT / name, ROOT / "configs" / name)
     path = next((place for place in places if place.is_file()), None)
@@ -137,7 +137,7 @@ def _load(spec: str, known: Sequence[Mapping[str, Field]]) -> tuple[ConfigDict, 
     except InputError:
         raise
     except (Exception, SystemExit) as error:  # the file may hold anything
-        # A ConfigDict quotes the name of a field that it does not have.
+        # A ConfigDict's error message quotes the name of the missing field.
         key = re.match(r"""['"]*(Key ")?(\w+)["']""", str(error))
         for fields in known if key else ():
             if key[1] or _new_name(key[2], fields):
@@ -145,8 +145,7 @@ def _load(spec: str, known: Sequence[Mapping[str, Field]]) -> tuple[ConfigDict, 
                 raise InputError(f"--config={spec}: {key[2]}: {fault}") from error
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise InputError(
-            f"--config={spec}: is no usable config ({reason}); "
-            "its get_config() must return a ConfigDict"
+            f"--config={spec}: cannot be used ({reason}); its get_config() must return a ConfigDict"
         ) from error
 
 
@@ -157,10 +156,10 @@ def _matching_fields(
 
     Args:
       own_fields: ``FIELDS`` of the config's file, if it has any.
-      known: of the command, by FILE.py[:ARGUMENT].
+      known: descriptions of the command's configs, by FILE.py[:ARGUMENT].
 
     Raises:
-      InputError: for the config of another command, or one that lacks a field.
+      InputError: the config is for another command or lacks a field.
     """
     names = {*flatten(config.to_dict())}
     files = " or ".join(each.partition(":")[0] for each in known)
@@ -168,7 +167,7 @@ def _matching_fields(
     candidates = [fields for fields in known.values() if keys in (None, fields.keys())]
     if not candidates:
         raise InputError(
-            f"--config={spec}: is a config of another command; give {files}, or a file of yours "
+            f"--config={spec}: is a config of another command; give {files}, or your own file "
             "that builds on it"
         )
     required = [[name for name in fields if ".*." not in name] for fields in candidates]
@@ -182,6 +181,6 @@ def _matching_fields(
 
 
 def fields_of(spec: str) -> dict[str, Field]:
-    """The descriptions of the fields of one of our configs, given as FILE.py[:ARGUMENT]."""
+    """Field descriptions of one of this project's configs, given as FILE.py[:ARGUMENT]."""
     module = spec.partition(":")[0].removesuffix(".py").replace("/", ".")
     return importlib.import_module(module).FIELDS

@@ -1,4 +1,4 @@
-"""What commands use where no file is given: the embedded world, and models trained on it."""
+"""Embedded data, and models trained on it, for commands that get no input files."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,13 +15,13 @@ from launch.shared import cli, config_files, reading
 
 
 def instructions(folder: Path, seed: int) -> dict[str, list]:
-    """Demonstrations to imitate and to validate on; written to ``folder`` too."""
+    """Demonstrations for training and validation; also writes them to ``folder``."""
     train = make_instructions(16000, "sft", seed)
     return _write(folder, train=train, validation=make_instructions(500, "validation", seed))
 
 
 def pairs(folder: Path, seed: int) -> dict[str, list]:
-    """Edits to train and validate on, both kinds to test on; written to ``folder`` too."""
+    """Edits for training and validation, edits and preferences as test; also writes them."""
     edits, preferences = make_feedback(3000, seed)
     train, rest = split(edits, 0.25, seed)
     _, held_out = split(preferences, 0.25, seed)
@@ -29,7 +29,7 @@ def pairs(folder: Path, seed: int) -> dict[str, list]:
 
 
 def prompts(folder: Path, seed: int) -> dict[str, list]:
-    """Prompts to learn from and to evaluate on; written to ``folder`` too."""
+    """Prompts for training and validation; also writes them to ``folder``."""
     train = make_instructions(4000, "ppo", seed)
     return _write(folder, train=train, validation=make_instructions(256, "validation", seed))
 
@@ -37,19 +37,19 @@ def prompts(folder: Path, seed: int) -> dict[str, list]:
 def train(
     config: ConfigDict, run: Callable[..., dict], need: str, make: Callable[[Path, int], dict]
 ) -> dict:
-    """The content of ``eval.json`` of a run: made now, gone on with, or of a finished one.
+    """Starts or resumes a run, or reads a finished one; returns the content of ``eval.json``.
 
     Args:
-      run: ``training.sft.run`` or ``reward_model.train.run``.
-      need: the rows that it learns from, as for ``reading.read_sets``.
-      make: the embedded data where the config names no file.
+      run: ``training.sft.run``, ``training.dpo.run`` or ``reward_model.train.run``.
+      need: the kind of rows that it learns from, as for ``reading.read_sets``.
+      make: makes embedded data if the config names no file.
     """
     cli.check_run(config)
     cli.use_devices(config)
     run_dir.check_run(config)
     folder = Path(config.run_dir)
     if run_dir.read_finished(folder):
-        print(f"{folder} is finished; its figures again:")
+        print(f"{folder} is finished; its results:")
         to_do = f"delete {folder / 'finished.json'} and run the same command"
         return read_json(folder / "eval.json", {"validation": {}}, to_do)
     if config.train:
@@ -69,22 +69,22 @@ def _write(folder: Path, **sets: list) -> dict[str, list]:
 
 
 def ensure_trained(main: Callable[[ConfigDict], None], spec: str, mesh: str) -> str:
-    """The run folder of a config; ``main`` of its command is run now where it is not finished.
+    """The run folder of a config; runs ``main`` of its command first unless the run is finished.
 
-    Raises InputError of that command, or where ``mesh``, of the one that needs it, is not of the
-    devices: before minutes of training.
+    Raises InputError from that command, or, before training, if ``mesh`` of the calling command
+    does not fit the devices.
     """
     sharding.make_mesh(mesh)
     config = config_files.load(spec)
     if run_dir.read_finished(Path(config.run_dir)):
-        print(f"{config.run_dir} is there already, and used as it is")
+        print(f"{config.run_dir} exists and is used")
     else:
-        print(f"{config.run_dir} is made first, with --config={spec}")
+        print(f"{config.run_dir} is trained first, with --config={spec}")
         try:
             main(config)
         except InputError as error:
             raise InputError(
-                f"{error} (this is about {config.run_dir}, made with --config={spec}: move the "
-                "folder away to have it made anew)"
+                f"{error} (this error is about {config.run_dir}, trained with --config={spec}; "
+                "move the folder away to train again)"
             ) from error
     return config.run_dir

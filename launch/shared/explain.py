@@ -46,7 +46,7 @@ def help_text(doc: str, values: Mapping, fields: Mapping[str, Field], everything
     rest = len(fields) - len(described)
     if rest:
         lines.append(f"--help=all explains the other {rest} fields too.")
-    return "\n".join([doc.strip(), "", "--config.FIELD=VALUE, now:", *lines])
+    return "\n".join([doc.strip(), "", "--config.FIELD=VALUE, current values:", *lines])
 
 
 def _help_entry(assignment: str, text: str, width: int) -> str:

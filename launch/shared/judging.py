@@ -1,4 +1,4 @@
-"""The judge that a config names, for launch.evaluate and launch.collect_preferences."""
+"""Runs the judge that a config names, for launch.evaluate and launch.collect_preferences."""
 
 import contextlib
 import sys
@@ -17,9 +17,9 @@ EXAMPLE = 120  # characters of a reply in a message
 
 
 def check(config, *, has_files: bool) -> str:
-    """The judge's name; raises InputError for what is known to be wrong before anything is read.
+    """The judge's name; raises InputError for invalid fields, before any file is read.
 
-    Without files the embedded world is compared, which has a judge of its own.
+    Without files, the judge is that of the embedded world.
     """
     if config.judge == "llm":
         if not (has_files or config.model or config.dry_run):
@@ -28,17 +28,17 @@ def check(config, *, has_files: bool) -> str:
         verdicts.parse_labels(config.labels)
     elif ":" not in config.judge:
         raise InputError(
-            f"judge={config.judge!r} is neither llm nor a Python function MODULE:FUNCTION, as "
-            "fgrlhf_jax.feedback.judges.vader:judge"
+            f"judge={config.judge!r}: is neither llm nor MODULE:FUNCTION; give a Python function "
+            "such as fgrlhf_jax.feedback.judges.vader:judge"
         )
     return config.judge
 
 
 def judge_pairs(config, pairs: list[Comparison], name: str) -> list[Comparison] | None:
-    """The pairs with the preferences of the judge of that name; None after a dry run."""
+    """Adds the preferences of the judge of that name to the pairs; returns None after a dry run."""
     if name != "llm":
         if config.dry_run:
-            print(f"{len(pairs)} pairs for {name}; no requests would be sent")
+            print(f"{len(pairs)} pairs for {name}; it sends no requests")
             return None
         return judge.judge_by_function(pairs, name)
     labels = verdicts.parse_labels(config.labels)
@@ -67,15 +67,15 @@ def judge_pairs(config, pairs: list[Comparison], name: str) -> list[Comparison] 
 
 
 def print_unparsed(judged: Sequence[Comparison]) -> None:
-    """Prints why there is no verdict, with an example of each reason.
+    """Prints why pairs have no verdict, with an example reply of each reason.
 
-    Raises InputError where there is not one verdict among all replies.
+    Raises InputError if no reply has a verdict.
     """
     examples, counts = {}, Counter(row.reason for row in judged if row.reason)
     for row in judged:
         replies = [verdict.reply for verdict in row.verdicts if verdict.choice is None]
         text = " ".join("".join(replies[-1:]).split())
-        end = text if len(text) <= EXAMPLE else f"…{text[-EXAMPLE:]}"  # where a verdict would be
+        end = text if len(text) <= EXAMPLE else f"…{text[-EXAMPLE:]}"  # verdicts come last
         examples.setdefault(row.reason, end)
     lines = [
         f"{count} × {reason}" + (f"; a reply ends {examples[reason]!r}" if examples[reason] else "")
@@ -84,14 +84,14 @@ def print_unparsed(judged: Sequence[Comparison]) -> None:
     choices = {verdict.choice for row in judged for verdict in row.verdicts}
     if choices == {None}:
         raise InputError(
-            f"no reply of the judge has a verdict: {lines[0]}; take another judge, "
-            "or one whose server holds replies to a form (--config.reply_format=json_schema)"
+            f"no reply of the judge has a verdict: {lines[0]}; use another judge, or a server that "
+            "enforces a schema (--config.reply_format=json_schema)"
         )
     for line in lines:
         print(f"unparsed: {line}")
 
 
 def annotations_path(output: str, number: int = 1) -> Path:
-    """The annotation file beside the output, with every preference and verdict of one model."""
+    """The path of the annotations of one model, with every verdict, in the output's folder."""
     suffix = f".annotations{'' if number == 1 else f'_{number}'}.json"
     return Path(output).parent / f"{Path(output).stem}{suffix}"

@@ -1,4 +1,4 @@
-"""How every command reads its data: any layout of rows, and what is left out is said."""
+"""Reads the data of every command, in any layout, and prints what is left out."""
 
 import sys
 from collections import Counter
@@ -12,12 +12,12 @@ from fgrlhf_jax.data.records import Edit, Instruction, Record, RecordAndRow
 from fgrlhf_jax.data.row_fields import OPEN_TURN
 from fgrlhf_jax.data.split import split
 
-NAMED = 3  # messages about rows that are left out
-FEW = 20  # rows of a validation set whose figures show nothing
+NAMED = 3  # printed messages about left-out rows
+FEW = 20  # smaller validation sets cause a warning
 
 
 def read_with_rows(config: ConfigDict, spec: str, need: str = "any") -> list[RecordAndRow]:
-    """As ``sources.read_with_rows``; the config's ``columns`` and ``invalid`` are heeded."""
+    """As ``sources.read_with_rows``, with the config's ``columns`` and ``invalid``."""
     refused = [] if config.invalid == "drop" else None
     pairs = sources.read_with_rows(spec, need=need, columns=config.columns, refused=refused)
     if refused:
@@ -29,24 +29,24 @@ def read_with_rows(config: ConfigDict, spec: str, need: str = "any") -> list[Rec
         print(f"{spec}: {len(opened)} {reason}; give messages instead, or template=plain")
     columns = parse_columns(config.columns)
     if count := sum(sources.is_prompt_in_texts(row, columns) for _, row in pairs):
-        print(f"{spec}: {count} pairs without a prompt: it is the beginning that their texts share")
+        print(f"{spec}: {count} pairs have no prompt field; their common beginning is the prompt")
     return pairs
 
 
 def read(config: ConfigDict, spec: str, need: str = "any") -> list[Record]:
-    """The records of files, as :func:`read_with_rows`; "responses" are of Instructions only."""
+    """The records of files; with ``need="responses"`` Instructions only, see :func:`imitated`."""
     rows = [record for record, _ in read_with_rows(config, spec, need)]
     return imitated(rows, spec) if need == "responses" else rows
 
 
 def imitated(rows: Sequence[Record], spec: str) -> list[Record]:
-    """The response of each record that is imitated."""
+    """The Instruction to imitate for each record; of a pair, its better response."""
     better = [record for record in rows if not isinstance(record, Instruction)]
     if better:
-        print(f"{spec}: {len(better)} pairs, of which the better response is imitated")
+        print(f"{spec}: {len(better)} pairs; their better responses are imitated")
     rows = [*map(records.better_response, rows)]
     if count := sum(any(turn.role == "assistant" for turn in row.messages) for row in rows):
-        print(f"{spec}: {count} conversations, of which only the last answer is imitated")
+        print(f"{spec}: {count} conversations; only their last responses are imitated")
     return rows
 
 
@@ -61,14 +61,14 @@ def tell_shared(train: Sequence[Record], others: dict[str, Sequence[Record]]) ->
 
 
 def read_sets(config: ConfigDict, train: str, need: str = "any") -> dict[str, Sequence[Record]]:
-    """Records of ``train``, ``validation`` and, where the config has it, ``test``.
+    """Records of ``train``, ``validation`` and, if the config has it, ``test``.
 
     Args:
-      train: FILE, or several by commas. Where ``config.validation`` is "", some of its prompts are
-        for validation.
+      train: FILE, or several separated by commas. If ``config.validation`` is "", a share of its
+        prompts is for validation.
 
     Returns:
-      With "responses" also ``edits``, those whose edited response is validated on.
+      Records by set. With "responses" also ``edits``, whose edited responses are in ``validation``.
     """
     files = {"train": train}
     files |= {name: config.get(name) for name in ("validation", "test") if config.get(name)}
@@ -81,8 +81,8 @@ def read_sets(config: ConfigDict, train: str, need: str = "any") -> dict[str, Se
         sets |= dict(zip(("train", "validation"), parts, strict=True))
         if len(parts[1]) < FEW:
             print(
-                f"validation: {len(parts[1])} rows are too few to show much; give "
-                f"--config.validation or a larger share than {config.validation_share}"
+                f"validation: {len(parts[1])} rows are too few for reliable figures; give "
+                f"--config.validation or a validation_share above {config.validation_share}"
             )
     tell_shared(sets["train"], {name: sets[name] for name in files if name != "train"})
     if need == "responses":

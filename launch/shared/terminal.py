@@ -1,4 +1,4 @@
-"""What a command shows: stdout and stderr that clean, shorten and never stop the work."""
+"""stdout and stderr of commands: cleaned, shortened, and without exceptions on failed writes."""
 
 import io
 import os
@@ -9,21 +9,21 @@ LONGEST_LINE = 10_000  # characters
 LONGEST_ERROR = 1_000
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
-# Control characters, those that change the direction of text, other line ends, half characters.
+# Control characters, text direction marks, other line ends, surrogates.
 STEERING = (
     "[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
 )
-COLOUR = r"\x1b\[[\d;]*m"  # which reports and heat maps print to a terminal
+COLOUR = r"\x1b\[[\d;]*m"  # used by reports and heat maps
 
 
 class Stream(io.TextIOWrapper):
     """stdout or stderr of a command.
 
-    What steers a terminal or has no place in the encoding is replaced, lines are shortened. Once
-    the stream cannot be written (a full disk, a reader that has gone), the rest is thrown away.
+    Replaces characters that steer a terminal or that the encoding lacks, and shortens lines. After
+    a failed write (full disk, closed pipe), it discards the rest.
 
     Attributes:
-      fault: why the rest was thrown away, if it was.
+      fault: the error of the failed write, if any.
     """
 
     def __init__(self, stream: io.TextIOWrapper, keep: str):
@@ -53,7 +53,7 @@ class Stream(io.TextIOWrapper):
 
 
 def protect() -> None:
-    """Makes stdout and stderr a :class:`Stream` each, where they are missing to nowhere."""
+    """Replaces stdout and stderr by :class:`Stream`; a missing one discards its text."""
     for number, name in enumerate(("stdout", "stderr"), 1):
         stream = getattr(sys, name) or open(number, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
         patterns = [r"\r" if name == "stderr" else r"\r\n", *[COLOUR] * stream.isatty()]
@@ -62,7 +62,7 @@ def protect() -> None:
 
 
 def shorten(text: str, longest: int) -> str:
-    """At most ``longest`` characters of a text: its beginning and its end."""
+    """Shortens a text to at most ``longest`` characters: its beginning and its end."""
     if len(text) <= longest:
         return text
     gap = f" … ({len(text):,} characters) … "
@@ -71,5 +71,5 @@ def shorten(text: str, longest: int) -> str:
 
 
 def as_sentence(text: object) -> str:
-    """A message on one line, cleaned and shortened."""
+    """Formats a message as one line, cleaned and shortened."""
     return shorten(re.sub(STEERING, REPLACEMENT, " ".join(str(text).split())), LONGEST_ERROR)

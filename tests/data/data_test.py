@@ -194,14 +194,16 @@ def test_prompts_that_texts_begin_with_or_templates_have_written_are_counted(run
     write_jsonl("a.jsonl", [{"prompt": f"Hi.\n{end}"} for end in ends])
     assert "a.jsonl: 5 prompts end as a template opens an answer" in run(input="a.jsonl")
     write_jsonl("trl.jsonl", [{"chosen": "The sky is blue.", "rejected": "The sky is green."}] * 2)
-    assert "trl.jsonl: 2 pairs without a prompt: it is the beginning" in run(input="trl.jsonl")
+    assert "trl.jsonl: 2 pairs have no prompt field; their common beginning" in run(
+        input="trl.jsonl"
+    )
 
 
 def test_conversations_whose_last_answer_is_imitated_are_counted(capsys):
     turns = [{"role": role, "content": "Hi."} for role in ("user", "assistant")]
     write_jsonl("chat.jsonl", [{"messages": turns * 2}, {"messages": turns}])
     assert len(reading.read(config_files.load("configs/sft.py"), "chat.jsonl", "responses")) == 2
-    line = "chat.jsonl: 1 conversations, of which only the last answer is imitated"
+    line = "chat.jsonl: 1 conversations; only their last responses are imitated"
     assert line in capsys.readouterr().out
 
 
@@ -213,9 +215,9 @@ BAD = [
     ({"input": "edits.jsonl", "output": "a.jsonl"}, "output=a.jsonl: say which rows, --config.to="),
     (CONVERT | {"output": "a.csv"}, "give a FILE.jsonl or a FILE.json"),
     (CONVERT | {"output": "no/a.jsonl"}, "the folder no does not exist"),
-    (CONVERT | {"output": "edits.jsonl"}, "output: would write over edits.jsonl, which is read"),
+    (CONVERT | {"output": "edits.jsonl"}, "output: would overwrite edits.jsonl, an input"),
     (CONVERT | {"input": ""}, "input is empty; give --config.input=FILE"),
-    (CONVERT | {"output": "there.jsonl"}, "there.jsonl: exists; choose another, or write over"),
+    (CONVERT | {"output": "there.jsonl"}, "there.jsonl: exists; choose another, or overwrite"),
     (CONVERT | {"to": "trl", "input": "edits.jsonl,answers.jsonl"}, "are of several kinds (pair"),
     (CONVERT | {"input": "scored.jsonl"}, "chosen_score is 1, and rejected_score is 2"),
     (CONVERT | {"output": ""}, "output is empty; give --config.output="),

@@ -62,8 +62,8 @@ TRAIN = [
         "train: edits: data.max_prompt_length=64: must be above 0 and below",
     ),
     ({"data__max_length": 1024}, "data.max_length=1024 is more than the model's 512 positions"),
-    ({"optimizer__freeze": "("}, "optimizer.freeze='(': is no regular expression"),
-    ({"lora__base_dtype": "int8"}, "lora.base_dtype=int8: is for adapters, and lora.rank=0 trains"),
+    ({"optimizer__freeze": "("}, "optimizer.freeze='(': is not a regular expression"),
+    ({"lora__base_dtype": "int8"}, "lora.base_dtype=int8: has no effect, since lora.rank=0 trains"),
     ({"optimizer__freeze": "embedd$"}, "'embedd$' finds no parameter"),
     ({"optimizer__freeze": "."}, "freeze='.' finds every parameter"),
     ({"run_dir": ""}, "run_dir is empty; give --config.run_dir=FOLDER"),
@@ -89,7 +89,9 @@ def test_few_rows_to_validate_on_are_said(data, capsys, share, few):
     config = config_files.load(train_rm.CONFIG)
     config.validation_share = share
     reading.read_sets(config, str(data / "train.jsonl"))
-    assert ("too few to show much; give --config.validation" in capsys.readouterr().out) == few
+    assert (
+        "too few for reliable figures; give --config.validation" in capsys.readouterr().out
+    ) == few
 
 
 @pytest.mark.parametrize(
@@ -158,7 +160,7 @@ USE = [
     ({"INPUT": "DATA/prompts.jsonl"}, "response"),  # there is none
     ({"mesh": "5,1,1"}, "mesh='5,1,1' makes 5 devices and there are 8"),
     ({"max_length": 65}, "max_length=65 is more than the model's 64 positions; lower it"),
-    ({"output": "OUT/none/x.EXT"}, "none does not exist; make it"),
+    ({"output": "OUT/none/x.EXT"}, "none does not exist; create it"),
     ({"output": "OUT/folder.EXT"}, "is a folder; give the name of a file"),
     ({"output": "OUT/x.txt"}, "x.txt: give a FILE.json"),
 ]

@@ -77,7 +77,7 @@ def test_demonstrations_need_one(refused, prompts, tmp_path, name):
 def test_what_is_read_is_not_written_over(refused, tmp_path, command, field):
     path = tmp_path / ("rows.jsonl" if command is score else "rows.json")
     path.write_text("[]")
-    assert "would write over" in refused(command, **{field: path, "output": path})
+    assert "would overwrite" in refused(command, **{field: path, "output": path})
     assert path.read_text() == "[]"
 
 
@@ -104,7 +104,7 @@ def test_no_command_writes_over_a_file_unless_it_is_told(
     suffix = ".jsonl" if command is collect_preferences else path.suffix
     output = tmp_path / f"x{suffix}"
     message = refused(command, **fields, **{field: output})
-    assert f"{field}={path}: exists; choose another, or write over it with" in message
+    assert f"{field}={path}: exists; choose another, or overwrite it with" in message
     assert path.read_text() == "mine"
 
 
@@ -129,9 +129,9 @@ def test_a_stage_whose_pipeline_has_ended_does_not_begin():
     [
         (
             jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of\nmemory allocating 9 bytes."),
-            "out of memory (RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.); take fewer",
+            "out of memory (RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.); use fewer",
         ),
-        (MemoryError("Unable to allocate 9 TiB"), "out of memory (Unable to allocate 9 TiB); take"),
+        (MemoryError("Unable to allocate 9 TiB"), "out of memory (Unable to allocate 9 TiB); use"),
         (OSError(errno.ENOSPC, "No space left"), "No space left; free some space and run"),
         (OSError(errno.EIO, "It broke", "a/b"), "a/b: cannot be used (It broke); give another"),
     ],

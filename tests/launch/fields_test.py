@@ -93,8 +93,8 @@ def test_the_config_of_another_command_is_refused(command):
     files = [spec.partition(":")[0] for spec in SPECS[command]]
     for other in FIELDS.keys() - set(files):
         assert refused(command, f"--config={other}") == (
-            f"--config={other}: is a config of another command; give {' or '.join(files)}, or a "
-            "file of yours that builds on it"
+            f"--config={other}: is a config of another command; give {' or '.join(files)}, or "
+            "your own file that builds on it"
         )
 
 
@@ -115,7 +115,7 @@ def test_the_config_of_another_command_is_refused(command):
         (["--config.learning_rate=1"], "did you mean optimizer.learning_rate?"),
         (["--config"], "there is no such file; give FILE.py[:ARGUMENT]"),
         (["--config=configs/none.py"], "--config=configs/none.py: there is no such file"),
-        (["--config=configs/fields.py"], "configs/fields.py: is no usable config (KeyError"),
+        (["--config=configs/fields.py"], "configs/fields.py: cannot be used (KeyError"),
         (["--config=configs/rm.py:tinny"], "rm.py:tinny: model 'tinny' is not one of tiny, cad"),
         (["--config=configs/ppo.py:tiny,x"], "ppo.py:tiny,x: level 'x' is not one of token, s"),
     ],
@@ -136,8 +136,8 @@ OWN = {
     "config = rm.get_config().to_dict(); config['keep'] = config.pop('max_to_keep'); "
     "config = ConfigDict(config)": "keep is now max_to_keep; build on configs/rm.py",
     "config = sft.get_config()": "lacks the field loss; build on configs/rm.py",
-    "config = 3": "is no usable config (AttributeError: ",
-    "raise SystemExit(0)": "is no usable config (SystemExit: 0)",
+    "config = 3": "cannot be used (AttributeError: ",
+    "raise SystemExit(0)": "cannot be used (SystemExit: 0)",
     "config = ConfigDict(rm.get_config().to_dict() | {'steps': '3'})": (
         "steps='3': must be a whole number"
     ),

@@ -19,14 +19,14 @@ BAD = {
     "--config.minibatch_size=16 --config.rollout_batch_size=72": "rollout_batch_size=72 is not a",
     "--config.policy=org/model": "org/model: is no local folder or .gguf file, and a plan",
     "--devices=0": "--devices=0: give a whole number above 0",
-    "--devices=100000": "--devices=100000: more than can be made up here; give at most 4096",
+    "--devices=100000": "--devices=100000: is too large; give at most 4096",
     "--memory=80GB": "--memory=80GB: give a number of GB above 0",
     "--json": "--json: give a value",
     "--memory=nan": "--memory=nan: give a number of GB above 0",
     "-memory -5": "--memory=-5: give a number of GB above 0",
     "--device=h1000": "--device=h1000: is not one of h200, h100, a100, v5p, v5e, v6e",
     "--efficiency=1.5": "--efficiency=1.5: give a share, at most 1",
-    "--lengths=org/texts": "--lengths=org/texts: texts have lengths in tokens of a model; give --c",
+    "--lengths=org/texts": "--lengths=org/texts: tokenizing texts needs a model; give --c",
     "--json=nowhere/plan.json": "--json=nowhere/plan.json: the folder nowhere does not exist",
 }
 

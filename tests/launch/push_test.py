@@ -81,7 +81,7 @@ def test_rows_arrive_with_a_card_that_says_what_they_are(hub, files):
 
 def test_a_push_that_stopped_goes_on_and_replaces_what_is_gone(hub, files):
     hub.faults["/commit/"] = 503
-    with pytest.raises(InputError, match=r"try the same command again, it goes on \(HfHub"):
+    with pytest.raises(InputError, match=r"run the same command again to resume \(HfHub"):
         run(files["model"])
     (blob,) = hub.blobs
     hub.faults.clear()
@@ -97,18 +97,18 @@ def test_a_push_that_stopped_goes_on_and_replaces_what_is_gone(hub, files):
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({"path": "nowhere"}, "path='nowhere': is no run folder, export or file of rows"),
+        ({"path": "nowhere"}, "path='nowhere': is not a run folder, export or file of rows"),
         ({"path": "nowhere.jsonl"}, "nowhere.jsonl: there is no such file"),
-        ({"repo": "it"}, "repo='it': is no name on the hub; give ORG/NAME"),
-        ({"license": ""}, "license is empty; say on which terms others may use it"),
-        ({"made": " "}, "made is empty; say how the rows came about"),
+        ({"repo": "it"}, "repo='it': is not a name on the hub; give ORG/NAME"),
+        ({"license": ""}, "license is empty; give the terms of use"),
+        ({"made": " "}, "made is empty; describe how the rows were collected"),
         ({"token": "hf_wrong"}, "the hub does not accept the token; run `hf auth login`, or set"),
         ({"status": 403}, "the token may not write there; make one with write access"),
         ({"status": 404}, "there is no such user, organization or branch; check the name"),
-        ({"address": "http://127.0.0.1:9"}, "the hub cannot be used; try the same command again"),
+        ({"address": "http://127.0.0.1:9"}, "the hub cannot be used; run the same command again"),
         ({"offline": True, "token": ""}, "HF_HUB_OFFLINE is set, and a push needs the hub"),
-        ({"token": "", "address": "http://127.0.0.1:9"}, "there is no token of the hub; run `hf"),
-        ({"public": True}, "repo=me/it: is there already, and everybody may read it; choose"),
+        ({"token": "", "address": "http://127.0.0.1:9"}, "no token for the hub was found; run `hf"),
+        ({"public": True}, "repo=me/it: exists and is public; choose"),
     ],
 )
 def test_what_is_refused(hub, files, refused, monkeypatch, fields, says):
@@ -135,7 +135,7 @@ def test_an_adapter_is_pushed_once_its_base_is_on_the_hub(hub, refused, tmp_path
     base = ppo_cases.save_policy(tmp_path / "base")
     folder = ppo_cases.save_policy(tmp_path / "adapter", base=base, template="plain")
     sentence = refused(push, path=folder, repo="me/it", license="mit")
-    assert sentence.startswith(f"path={folder}: is an adapter of {base}, which is on this machine")
+    assert sentence.startswith(f"path={folder}: is an adapter of {base}, which is only on this")
     assert hub.repos == {}
     run(base, repo="me/base")
     file = folder / "adapter_config.json"

@@ -54,7 +54,7 @@ def test_a_stdout_that_takes_nothing(tmp_path, redirection):
     output = tmp_path / "statistics.json"
     command = f"{' '.join(DATA)} --config.output={output} {redirection}"
     run = subprocess.run(command, shell=True, capture_output=True, text=True)
-    full = "not all could be shown: No space left on device\n"
+    full = "the output is incomplete: No space left on device\n"
     assert (run.returncode, run.stdout) == (0, "")
     assert run.stderr == (full if redirection == "> /dev/full" else "")
     assert output.stat().st_size > 1000

@@ -249,7 +249,7 @@ def test_the_command_writes_a_file_or_prints(folder, model, tmp_path, capsys):
     rows = json.loads((tmp_path / "responses.json").read_text())
     same(rows, generate_responses(model, PROMPTS[:5], GREEDY, **OPTIONS | {"samples": 1}))
     assert "logprob" not in rows[0]  # 0 of every greedy token would say nothing
-    with pytest.raises(InputError, match=r"responses\.json: exists; choose another, or write over"):
+    with pytest.raises(InputError, match=r"responses\.json: exists; choose another, or overwrite"):
         run()
     run(overwrite=True, samples=3, temperature=1.0, greedy_last=True)
     mixed = json.loads((tmp_path / "responses.json").read_text())

@@ -63,7 +63,7 @@ def test_every_command_that_starts_from_a_model_adapts_it(variant):
     assert commands["sft"].get("lora.rank") == {"smollm2": "8", "tiny": None}[variant]
     assert commands["seed_0/rm_token"]["lora.alpha"] == "4"
     assert not any("lora" in str(fields) for fields in commands_of(make_config()).values())
-    with pytest.raises(InputError, match=r"^lora.base_dtype=nf4: is for adapters"):
+    with pytest.raises(InputError, match=r"^lora.base_dtype=nf4: has no effect"):
         pipeline.check(make_config(variant, lora__base_dtype="nf4", lora__rank=0))
 
 
@@ -241,7 +241,7 @@ REFUSED = [
     # Folders, files, judges and arms that cannot be.
     ({"run_dir": ""}, "run_dir is empty; give --config.run_dir=FOLDER"),
     ({"files__edits": "x.jsonl"}, "files.edits is given to a config of the embedded"),
-    ({"judge": "fgrlhf_jax.tiny_world.judge:oracle_rewards"}, "asks for tokens, which"),
+    ({"judge": "fgrlhf_jax.tiny_world.judge:oracle_rewards"}, "takes tokens, which"),
     ({"run_arms": "ppo"}, "run_arms: 'ppo' is not one of"),
     (
         {"run_arms": "ppo_rlhf", "embedded": False, "files__edits": "x"},

@@ -92,7 +92,7 @@ def test_budgets_are_equal(words):
     [
         (["edits=x.jsonl"], "model is empty; give --config.edits=FILE and --config.model=FOLDER"),
         (["model=x"], "edits is empty; give --config.edits=FILE and --config.model=FOLDER"),
-        (["budget_amount=0"], "budget_amount=0: is no number of updates; give one above 0"),
+        (["budget_amount=0"], "budget_amount=0: is not a number of updates; give one above 0"),
     ],
 )
 def test_it_is_refused_before_anything_runs(monkeypatch, tmp_path, words, message):
@@ -110,12 +110,12 @@ def test_it_is_refused_before_anything_runs(monkeypatch, tmp_path, words, messag
     ("words", "message"),
     [
         (["template=alpaca"], r"was fine-tuned with the template plain, not alpaca; give --config"),
-        ([], r"stage seed_0/sft_edits: batch_size=64 takes 64 rows at once, and 63 are left to le"),
+        ([], r"stage seed_0/sft_edits: batch_size=64 needs 64 rows, and training has 63"),
         (
             ["run_arms=state_action", "rm.flags=batch_size=16"],
-            "seed_0/state_action: rollout_batch_size=64 takes 64 rows at once, and 63 are",
+            "seed_0/state_action: rollout_batch_size=64 needs 64 rows, and training has 63",
         ),
-        (["run_arms=dpo", "dpo.flags=batch_size=99"], r"stage seed_0/dpo: batch_size=99 .* and 63"),
+        (["run_arms=dpo", "dpo.flags=batch_size=99"], r"stage seed_0/dpo: batch_size=99 .* has 63"),
     ],
 )
 def test_what_no_training_could_be_done_with(monkeypatch, tmp_path, words, message):
@@ -139,7 +139,7 @@ def test_a_folder_that_has_its_data_needs_the_files_no_more(tmp_path):
     write_jsonl(tmp_path / "data" / "edits_train.jsonl", [{}] * 63)
     write_jsonl(tmp_path / "stages" / "data.json", [{}])
     planned = build_stages(config, tmp_path)
-    with pytest.raises(InputError, match=r"sft_edits: batch_size=64 takes 64 .* and 63 are left"):
+    with pytest.raises(InputError, match=r"sft_edits: batch_size=64 needs 64 .* training has 63"):
         pipeline.check_data(config, planned)
     write_jsonl(tmp_path / "data" / "edits_train.jsonl", [{}] * 64)
     pipeline.check_data(config, planned)

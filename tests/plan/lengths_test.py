@@ -67,7 +67,7 @@ def test_supervised_rows_of_real_lengths(kind, config, tmp_path):
     assert plan["stages"]["train_48"]["flops"] == pytest.approx(plan["compiled_flops"] / 4)
     assert 0.7 < plan["model_flops"] / plan["compiled_flops"] <= 1
     (tmp_path / "rows.jsonl").write_text("[1, 2]\n")
-    with pytest.raises(InputError, match=r"rows\.jsonl: texts have lengths in tokens of a model"):
+    with pytest.raises(InputError, match=r"rows\.jsonl: tokenizing texts needs a model"):
         command.read_rows(config, kind, str(tmp_path / "rows.jsonl"))
     (tmp_path / "rows.jsonl").write_text(json.dumps(too_long))  # a last line without its end
     with pytest.raises(InputError, match=r"all rows are longer than data\.max_length=64"):

@@ -84,7 +84,7 @@ PPO = [
     ({"rollout_batch_size": 24, "minibatch_size": 16}, "24 is not a multiple of minibatch_size=16"),
     ({"algorithm": "rloo", "samples_per_prompt": 1}, "samples_per_prompt=1: algorithm=rloo"),
     ({"algorithm": "grpo", "critic": "shared"}, "critic=shared: algorithm=grpo has no critic"),
-    ({"ptx_weight": 1.0}, "ptx_weight=1 and ptx_edits='': imitating needs both, a weight above 0"),
+    ({"ptx_weight": 1.0}, "ptx_weight=1 and ptx_edits='': imitation needs a weight above 0"),
     ({"ptx_weight": 1.0, "ptx_edits": "edits.jsonl"}, "edits.jsonl: there is no such file"),
     ({"samples_per_prompt": 3}, "rollout_batch_size=16 is not a multiple of samples_per_prompt=3"),
     ({"algorithm": "grpo", "rollout_batch_size": 192, "kl__target": 0.0}, "there are, 4 times"),
@@ -104,7 +104,7 @@ GENERATE = [
     ({"model": "TOKEN"}, "is a reward model (LlamaForTokenClassification), and a language model"),
     ({"max_prompt_length": 2, "overlong": "drop"}, "all 20 prompts are longer than max_prompt"),
     ({"max_new_tokens": 64}, "leaves no room for a prompt in the model's 64 positions"),
-    ({"output": "OUT/none/x.json"}, "none does not exist; make it"),
+    ({"output": "OUT/none/x.json"}, "none does not exist; create it"),
     ({"output": "OUT/x.csv"}, "x.csv: give a FILE.json"),
 ]
 CASES = [(ppo, *row) for row in PPO] + [(sft, *row) for row in SFT]

@@ -160,7 +160,7 @@ def test_a_finished_run_only_prints_its_table(rm_run, rm_files, monkeypatch, cap
     before = contents(rm_run.run_dir)
     train(monkeypatch, *flags(rm_files, rm_run.run_dir))
     _, first, table = capsys.readouterr().out.split("\n", 2)
-    assert first == f"{rm_run.run_dir} is finished; its figures again:"
+    assert first == f"{rm_run.run_dir} is finished; its results:"
     assert rm_run.end()[1].endswith(table)
     assert contents(rm_run.run_dir) == before
 

@@ -108,7 +108,7 @@ def test_a_dry_run_sends_nothing(responses, tmp_path, capsys, monkeypatch, outpu
     assert 39 * 12 < written < 39 * 25
     assert "at most 39,936 to write" in out
     cost = (3 * tokens + 15 * written) / 1e6
-    assert f"cost by the given prices: about {cost:.2f}, at most 0.6" in out
+    assert f"cost at price_input and price_output: about {cost:.2f}, at most 0.6" in out
     cached = capsys.readouterr().out
     assert "29 requests to openai/m: about" in cached
     assert "10 of 39 prompts are answered already" in cached
