@@ -172,7 +172,7 @@ def read_prompt(
     context = row.get("context") if isinstance(row.get("context"), str) else ""
     input = context if row.get("input") is None else row["input"]
     input = text_of({"input": input}, "input", where, blank=True)
-    input = input if input.strip() else context.strip() and context
+    input = input if input.strip() or not context.strip() else context
     for name, turns in before.items():
         if turns[0]["role"] == "assistant" and "prompt" in conversations:  # it goes on there
             conversations[name] = conversations["prompt"] + turns

@@ -105,7 +105,7 @@ def render(tokenizer: "Tokenizer | None", template: str, record: Record) -> str:
     if [message.role for message in record.messages] == ["system", "user"]:
         instruction = "\n\n".join(message.content for message in record.messages)
     if template == "alpaca":
-        text = _ALPACA_INPUT if input else _ALPACA
+        text = _ALPACA_INPUT if input.strip() else _ALPACA
         return text.format(instruction=instruction, input=input)
     return f"{instruction}\n{input}\n" if input else f"{instruction}\n"
 

@@ -106,7 +106,7 @@ def test_alpaca_is_alpacafarms_and_plain_is_plain():
 
     assert written("plain", "Sum up.", "A text.") == "Sum up.\nA text.\n"
     assert written("plain", "Sum up.", "") == "Sum up.\n"
-    assert written("alpaca", "Name a fruit.", "") == (
+    assert written("alpaca", "Name a fruit.", "\n") == (
         "Below is an instruction that describes a task. Write a response that appropriately "
         "completes the request.\n\n### Instruction:\nName a fruit.\n\n### Response:"
     )

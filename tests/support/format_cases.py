@@ -144,7 +144,7 @@ LAYOUTS = {
         pair("Blue.", "Green.", *chat(SKY)),
     ),
     "LLaMA-Factory's history": (
-        {"instruction": SKY, "input": "\n", "output": "Blue.", "system": "Be brief."}
+        {"instruction": SKY, "input": "", "output": "Blue.", "system": "Be brief."}
         | {"history": [["Hi", "Hello"]]},
         Instruction("", "", "Blue.", chat("Hi", "Hello", SKY, system="Be brief.")),
     ),
