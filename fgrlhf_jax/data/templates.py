@@ -107,7 +107,7 @@ def render(tokenizer: "Tokenizer | None", template: str, record: Record) -> str:
     if template == "alpaca":
         text = _ALPACA_INPUT if input.strip() else _ALPACA
         return text.format(instruction=instruction, input=input)
-    return f"{instruction}\n{input}\n" if input else f"{instruction}\n"
+    return f"{instruction}\n{input}\n" if input.strip() else f"{instruction}\n"
 
 
 def encode_prompt(

@@ -15,6 +15,7 @@ EXAMPLE = Instruction("Name a fruit.", "", "An apple.")
 _CASES = (
     EXAMPLE,
     Instruction("Translate\nthis {x}.", "Un «café»?", " Yes. "),
+    Instruction("Say.", "\n", "No."),
     Instruction("", "", "No.", (Message("system", "Be brief."), Message("user", "Why?"))),
     Instruction("", "", "", tuple(Message(role, "a b") for role in ("user", "assistant", "user"))),
 )
