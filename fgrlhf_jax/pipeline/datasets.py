@@ -29,7 +29,7 @@ def make_data(config: ConfigDict, folder: Path) -> None:
         sets = sets_of_files(config)
         for name, rows in drop_held_out_prompts(sets).items():
             total = len(sets[name])
-            print(f"{name}: {total} rows, {total - len(rows)} dropped: their prompt is held out")
+            print(f"{name}: {total} rows, {total - len(rows)} dropped: held-out prompts")
             write_jsonl(folder / "data" / f"{name}.jsonl", rows)
     else:
         rates = Rates(**config.world.rates)

@@ -36,9 +36,11 @@ def subtitle(report: dict) -> str:
     seeds = report["seeds"]
     over = "seeds" if seeds > 1 else "prompts"
     judge = f"{report['judge']} as the judge" if report["judge"] else "no judge"
+    measure = "win rate" if report["judge"] else "correction accuracy"
+    pairs = f" “A against B” is the {measure} of A minus that of B, in points [95 % interval]."
     return (
-        f"{report['test_prompts']} test prompts, {seeds} seed{'s' if seeds > 1 else ''}, "
-        f"{judge}. ± is one standard error over {over}."
+        f"{report['test_prompts']} test prompts, {seeds} seed{'s' if seeds > 1 else ''}, {judge}. "
+        f"± is one standard error over {over}.{pairs if report['differences'] else ''}"
     )
 
 
@@ -281,10 +283,10 @@ def _end(report: dict) -> Section:
         rows.append([label, step, *cells, percent(last["unfinished"]), correlation])
     text = (
         f"The {report['judge']} score against its cost in KL, and whether reward grows with "
-        "length, at the last evaluation. KL: nats per response from the arm's own start. Reward: "
-        "of the arm's own reward model, so not comparable between arms. Length: tokens per "
-        "response. r(reward, length): correlation over the responses of a rollout, mean of the "
-        "last steps; a high value suggests reward for length alone."
+        "length, at the last evaluation on validation prompts. KL: nats per response from the "
+        "arm's own start. Reward: of the arm's own reward model, so not comparable between arms. "
+        "Length: tokens per response. r(reward, length): correlation over the responses of a "
+        "rollout, mean of the last steps; a high value suggests reward for length alone."
     )
     head = ["Arm", "Last step", "KL", _capitalise(report["judge"]), "Reward", "Length"]
     head += ["Unfinished", "r(reward, length)"]

@@ -14,6 +14,7 @@ NONE = "–"
 DECODINGS = ("sampled", "greedy")
 BASELINE, TOKEN = "ppo_rlhf", "fine_grained_token"
 RIVALS = (BASELINE, "fine_grained", "sft_edits")  # arms to compare the token arm with
+_NONE_SHOWN = "no difference shown"
 _WORDS = {1: "better", 0: "within noise", -1: "worse"}
 _CRITERIA = ("to 80 % of its own gain", "to 95 % of it", "to the fixed {judge} score {target}")
 
@@ -142,13 +143,13 @@ def _turned(interval: Mapping[str, float]) -> dict[str, float]:
 
 def _faster_line(report: dict, test: dict) -> dict:
     """The line of one entry of ``speed``: the criteria by which an arm needs fewer steps."""
-    labels, parts = report["labels"]["arms"], {"faster": [], "slower": [], "not shown": []}
+    labels, parts = report["labels"]["arms"], {"faster": [], "slower": [], _NONE_SHOWN: []}
     target = f"{report['gold_target'] or 0:.3f}"
     for criterion, words in zip(CRITERIA, _CRITERIA, strict=True):
         if tested := test.get(criterion):
             verdict = "faster" if tested["difference"] < 0 else "slower"
             if tested["p"] > SIGNIFICANCE:
-                verdict = "not shown"
+                verdict = _NONE_SHOWN
             words = words.format(judge=report["judge"], target=target)
             parts[verdict].append(f"{words} (p = {tested['p']:.2g})")
     text = "; ".join(f"{verdict} {', '.join(each)}" for verdict, each in parts.items() if each)

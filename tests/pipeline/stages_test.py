@@ -1,4 +1,4 @@
-"""Stages run once, in their order, and say what failed."""
+"""Stages run once and in order, report failures, and resume after interruptions."""
 
 import contextlib
 import dataclasses
@@ -52,7 +52,7 @@ def make_stage(tmp_path, monkeypatch):
 
 
 def run(folder, *made, workers=1) -> list[str]:
-    """Everything that is said."""
+    """Runs stages and returns their progress messages."""
     messages = []
     stages.run(made, folder, workers=workers, say=messages.append)
     return messages
@@ -74,7 +74,7 @@ def test_each_runs_once_after_what_it_needs(make_stage, tmp_path, workers):
     assert [path.name for path in tmp_path.glob("run*")] == ["run"]
 
 
-def test_half_an_entry_of_the_cache_is_forgotten(make_stage, tmp_path):
+def test_a_broken_cache_entry_is_removed(make_stage, tmp_path):
     cache = tmp_path / "cache"
     cache.mkdir()
     for name in ("half-cache", "whole-cache", "whole-atime"):
@@ -95,7 +95,7 @@ def test_another_command_is_refused_and_named(make_stage, tmp_path):
         run(tmp_path, a)
 
 
-def test_a_stage_that_needs_more_goes_on_with_what_it_left(make_stage, tmp_path):
+def test_a_stage_with_more_needs_resumes_from_its_output(make_stage, tmp_path):
     a, b, d = (make_stage(name, tmp_path / name / "out") for name in "abd")
     few, more, most = (
         dataclasses.replace(make_stage("c", tmp_path / "c" / "out"), needs=needs)
@@ -105,14 +105,14 @@ def test_a_stage_that_needs_more_goes_on_with_what_it_left(make_stage, tmp_path)
     (tmp_path / "c" / "kept").touch()
     assert [line.split()[1] for line in run(tmp_path, a, b, more)[1:]] == ["b:", "c:"]
     assert run(tmp_path, a, few) == ["2 of 2 stages are already done"]
-    # Interrupted when it goes on, it goes on again.
+    # If interrupted then, it resumes again.
     interrupted = mock.patch.object(stages, "_start", side_effect=KeyboardInterrupt)
     run(tmp_path, d)
     with interrupted, pytest.raises(KeyboardInterrupt):
         run(tmp_path, a, b, d, most)
     assert [line.split()[1] for line in run(tmp_path, a, b, d, most)[1:]] == ["c:"]
     assert (tmp_path / "c" / "kept").exists()
-    # Of what it is made from all must be there still.
+    # All stages that it depended on must still be done.
     b.output.unlink()
     assert "c runs again (it depends on b)" in " ".join(run(tmp_path, a, b, d, most))
     assert not (tmp_path / "c" / "kept").exists()
@@ -127,7 +127,7 @@ def test_a_damaged_marker_is_named(make_stage, tmp_path, text):
 
 
 def test_changed_results_of_a_stage_are_named(make_stage, tmp_path):
-    """Also those that lie beside its output."""
+    """Also changes to other files beside its output."""
     a = make_stage("a", tmp_path / "home" / "a.json")
     a.output.parent.mkdir()
     beside = a.output.with_name("more.json")
@@ -142,7 +142,7 @@ def test_changed_results_of_a_stage_are_named(make_stage, tmp_path):
     assert run(tmp_path, a) == ["1 of 1 stages are already done"]
 
 
-def test_a_failure_is_said_and_what_is_done_stays(make_stage, tmp_path):
+def test_a_failure_is_reported_and_finished_stages_stay(make_stage, tmp_path):
     a = make_stage("a", tmp_path / "a")
     wrong = make_stage("wrong", tmp_path / "wrong", a)
     b = make_stage("b", tmp_path / "b", wrong)
@@ -163,7 +163,7 @@ def test_a_failure_is_said_and_what_is_done_stays(make_stage, tmp_path):
         run(tmp_path, b)
 
 
-def test_the_command_is_shown_as_it_is_typed():
+def test_the_command_is_shown_as_typed_in_a_shell():
     stage = Stage("x", ("launch.sft", "--config=a"), Path("x"), (), {"N": "2"})
     assert stage.shown() == "N=2 python -m launch.sft --config=a"
 
@@ -199,7 +199,7 @@ def study(make_stage, tmp_path, monkeypatch):
 
 
 def assert_made_from(outputs, source: int, d: int = 1) -> None:
-    """Everything is of this state of the source; d may be older."""
+    """Asserts that all outputs derive from this version of the source; d may be older."""
     for name, path in outputs.items():
         states = {"d": [d], "e": [source, d]}.get(name, [source])
         assert path.read_text() == MADE_FROM[name].format(*states)
@@ -226,7 +226,7 @@ def test_stages_that_depend_on_a_deleted_stage_run_again(study, deleted):
     assert not (path / "run/d.old-1").exists()
 
 
-def test_what_comes_before_a_deleted_stage_stays(study):
+def test_the_needs_of_a_deleted_stage_stay(study):
     path, outputs, run_study = study
     run_study()
     (path / "source").write_text("2")
@@ -238,7 +238,7 @@ def test_what_comes_before_a_deleted_stage_stays(study):
     assert not outputs["e"].with_name("checkpoint").exists()
 
 
-def test_an_interrupted_stage_goes_on_unless_what_it_needs_was_deleted(study):
+def test_an_interrupted_stage_resumes_unless_its_needs_were_deleted(study):
     path, outputs, run_study = study
     run_study()
     checkpoint, marker = outputs["e"].with_name("checkpoint"), path / "run/stages/e.json"
@@ -285,7 +285,7 @@ def test_killed_while_setting_aside(study, monkeypatch, renames):
 
 
 class Recorded(starter.Starter):
-    """Keeps what its server was asked last, and what it answered."""
+    """Records its server's last request and response."""
 
     last, seen = None, {}
 
@@ -300,7 +300,7 @@ class Recorded(starter.Starter):
 
 
 def test_signals_in_quick_succession_stop_all_stages(make_stage, tmp_path, monkeypatch):
-    """As `timeout` sends them, to the process and its group, and Slurm to whatever it started."""
+    """As sent by `timeout` (to the process and its group) and by Slurm (to all its processes)."""
 
     def send():
         for _ in range(2):
@@ -321,7 +321,7 @@ def test_signals_in_quick_succession_stop_all_stages(make_stage, tmp_path, monke
     assert [*Recorded.seen.values()] == [-signal.SIGTERM] * 2
 
 
-def test_two_that_fail_at_once(make_stage, tmp_path, monkeypatch):
+def test_two_stages_that_fail_at_once(make_stage, tmp_path, monkeypatch):
     class Late(Recorded):
         def statuses(self) -> dict[int, int]:
             assert len(self.seen) < 2, "who has ended is asked for again"

@@ -1,4 +1,4 @@
-"""Commands that are forks of one process are as if each had been started anew."""
+"""Commands forked from one process behave like newly started ones."""
 
 import json
 import os
@@ -26,7 +26,7 @@ sys.exit(int(number))
 
 
 def wait(server: Starter, number: int) -> int:
-    """The exit status of a process."""
+    """Waits for a process and returns its exit status."""
     for _ in range(600):
         if (status := server.statuses().get(number)) is not None:
             return status
@@ -35,11 +35,11 @@ def wait(server: Starter, number: int) -> int:
 
 
 @pytest.mark.slow
-def test_a_fork_is_as_a_new_process(tmp_path, monkeypatch):
-    """What it is forked from has imported everything, and has no threads and no devices."""
+def test_a_fork_behaves_like_a_new_process(tmp_path, monkeypatch):
+    """The parent has imported all modules, and has no threads and no devices."""
     (tmp_path / "command_of_a_test.py").write_text(COMMAND)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    # NumPy's OpenBLAS has threads, and takes care of them in a fork itself.
+    # NumPy's OpenBLAS has threads, but handles forks itself.
     monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")
     log, common = tmp_path / "log", {"COMMON": "a", "JAX_COMPILATION_CACHE_MAX_SIZE": "7"}
     with Starter(common) as server:
@@ -53,7 +53,7 @@ def test_a_fork_is_as_a_new_process(tmp_path, monkeypatch):
     assert told == [like | {"OWN": str(n), "devices": n} for n in (3, 2)]
 
 
-def test_a_server_that_was_killed_is_said(tmp_path, monkeypatch):
+def test_a_killed_server_is_reported(tmp_path, monkeypatch):
     monkeypatch.setattr(starter, "MODULES", ())
     with Starter({}) as server:
         server._server.kill()

@@ -1,4 +1,4 @@
-"""What a study does between its commands: sets share no prompt, and the report reads all files."""
+"""The tasks between a study's commands: disjoint data sets, answers, tables, and the report."""
 
 import itertools
 import json
@@ -40,7 +40,7 @@ def prompts_of(rows) -> set[str]:
 
 
 def write_samples(path, prompts) -> None:
-    """Two responses to each prompt."""
+    """A file of samples with two responses to each prompt."""
     pairs = itertools.product(prompts, make_instructions(2, "feedback", 10))
     write_json(path, [{"instruction": p.instruction, "output": r.output} for p, r in pairs])
 
@@ -50,14 +50,14 @@ def assert_disjoint(*sets) -> None:
         assert not first & second
 
 
-def test_a_policy_of_another_template_is_not_measured(tmp_path):
+def test_a_policy_with_another_template_is_refused(tmp_path):
     write_jsonl(tmp_path / "data" / "test.jsonl", [{"instruction": "a", "output": "b"}])
     write_json(tmp_path / "config.json", {"fgrlhf": {"data": {"template": "plain"}}})
     with pytest.raises(InputError, match="with the template plain, not alpaca"):
         tasks.make_answers(make_config(template="alpaca"), tmp_path, 0, {"sft": str(tmp_path)})
 
 
-def test_one_policy_at_a_time_is_in_memory_and_answers_once(monkeypatch, tmp_path):
+def test_policies_are_loaded_one_at_a_time_and_answer_once(monkeypatch, tmp_path):
     loaded, paths, config = [], [], make_config()
     write_jsonl(tmp_path / "data" / "test.jsonl", make_instructions(1, "test", 0))
 
@@ -84,7 +84,7 @@ def test_one_policy_at_a_time_is_in_memory_and_answers_once(monkeypatch, tmp_pat
     assert answers["sampled"][0]["words_to_change"] > 1
     assert answers["kl"] == 1
     tasks.make_answers(config, tmp_path, 0, {"dpo": "d"} | policies)
-    with monkeypatch.context() as patch:  # as if an earlier version, which knew none, had begun
+    with monkeypatch.context() as patch:  # as in a folder of an earlier version, without it
         patch.setattr(tasks.user_function, "identity", lambda fields: {"judge.file": "0123"})
         tasks.make_answers(config, tmp_path, 0, policies)
     assert paths == ["a", "b", "c", "d"]
@@ -94,7 +94,7 @@ def test_one_policy_at_a_time_is_in_memory_and_answers_once(monkeypatch, tmp_pat
 
 
 def test_a_policy_is_compared_with_the_start(monkeypatch, tmp_path):
-    """Its KL is the mean log-ratio of its samples, and of the start itself 0."""
+    """Its KL is the mean log-ratio over its samples; the KL of the start is 0."""
     tiny_cases.one_device(monkeypatch)
     policy, start = (
         tasks.LanguageModel.load(
@@ -125,7 +125,7 @@ def test_a_policy_is_compared_with_the_start(monkeypatch, tmp_path):
 
 @pytest.fixture
 def folder(tmp_path):
-    """What a finished run of two seeds has on disk, but for its models."""
+    """The files of a finished run of two seeds, without models."""
     config = make_config(seeds=2, **{f"world__{name}": size for name, size in SIZES.items()})
     datasets.make_data(config, tmp_path)
     prompts = sources.read(str(tmp_path / "data" / "feedback.jsonl"))
@@ -153,7 +153,7 @@ def test_data_and_feedback_share_no_prompt_and_leak_no_label(folder):
 
 
 def test_rounds_edit_other_parts_of_the_prompts(tmp_path):
-    """No prompt is in two parts, nothing is learned from the test's, and people err anew."""
+    """Parts are disjoint and exclude test prompts; simulated people make new mistakes."""
     sizes = {f"world__{name}": size for name, size in SIZES.items()} | {"world__feedback": 300}
     config = make_config(run_arms="sft_three_rounds", **sizes)
     home = tmp_path / "seed_0"
@@ -181,7 +181,7 @@ def test_rounds_edit_other_parts_of_the_prompts(tmp_path):
 
 
 def write_runs(path, arms) -> None:
-    """Answers of every arm and seed, and the curves of those that are PPO, exported at step 2."""
+    """Writes answers of every arm and seed, and learning curves of arms of PPO."""
     rewarded = [name for name, arm in make_config().arms.items() if arm.reward]
     for seed, arm in itertools.product(range(2), [*arms, "reference"]):
         answers = [
@@ -202,7 +202,7 @@ def write_runs(path, arms) -> None:
             write_json(home / arm / "finished.json", {"step": 2})
 
 
-def test_the_report_is_of_what_the_stages_left(folder):
+def test_the_report_reads_the_files_of_all_stages(folder):
     config, path = folder
     arms = {"sft": "SFT", "ppo_rlhf": "PPO"}
     write_runs(path, arms)
@@ -255,7 +255,7 @@ def test_without_reward_models(folder, run_arms):
 
 
 def test_tables_keep_the_reward_models_of_other_arms(folder, monkeypatch):
-    """The stage has those of earlier starts as done, until they are deleted."""
+    """tables.json keeps models of earlier starts until they are deleted."""
     config, path = folder
     monkeypatch.setattr(tasks, "RewardModel", mock.MagicMock())
     monkeypatch.setattr(tasks, "evaluate", lambda *args, **options: {})
@@ -283,7 +283,7 @@ EDITS = [Edit(f"write {n}", "", f"bad {n}", f"good {n}") for n in range(200)]
 @pytest.fixture
 def make_sets(tmp_path):
     def make_sets(**files) -> dict[str, list]:
-        """The sets of ``data/`` and ``feedback/`` that are made of files with these rows."""
+        """The sets of ``data/`` and ``feedback/`` from files with these rows."""
         fields = {}
         for name, rows in files.items():
             write_jsonl(tmp_path / f"{name}.jsonl", rows)
@@ -297,7 +297,7 @@ def make_sets(tmp_path):
     return make_sets
 
 
-def test_files_of_ones_own(make_sets):
+def test_the_users_files_are_split_by_prompt(make_sets):
     held_out = [Edit(f"write {n}", "", f"bad {n}", f"fine {n}") for n in range(8)]
     held_out += [Edit(f"say {n}", "", f"bad {n}", f"good {n}") for n in range(20)]
     sets = make_sets(edits=EDITS[:60], edits_validation=held_out)
@@ -309,8 +309,8 @@ def test_files_of_ones_own(make_sets):
         make_sets(edits=[Edit("Improve.", "", edit.original, edit.edited) for edit in EDITS])
 
 
-def test_a_prompt_is_the_same_whatever_is_around_it(make_sets):
-    """What is held out stays so where a file has it with a blank at its end."""
+def test_whitespace_around_a_prompt_is_ignored(make_sets):
+    """A held-out prompt stays held out if another file has it with whitespace around it."""
     prompts = [{"instruction": f" write {n}\n"} for n in (*range(200), *range(9))]
     sets = make_sets(edits=EDITS, prompts=prompts, test=prompts[:100])
     assert sets["validation"]
@@ -322,7 +322,7 @@ def test_a_prompt_is_the_same_whatever_is_around_it(make_sets):
 
 
 def test_a_round_waits_for_people(make_sets, tmp_path):
-    """It says what to do, and goes on when the file is there."""
+    """The error names the commands; the round continues once the file exists."""
     make_sets(edits=EDITS)
     config, home = make_config("cad", run_arms="sft_two_rounds"), tmp_path / "seed_0"
     config.files.edits = str(tmp_path / "edits.jsonl")
@@ -336,21 +336,21 @@ def test_a_round_waits_for_people(make_sets, tmp_path):
     write_jsonl(file, [Edit(row.instruction, "", "bad", "good") for row in prompts])
     datasets.make_round(config, home, 0, "second_round")
     parts = ("train", "validation")
-    made = [sources.read(str(file.with_name(f"edits_{part}.jsonl"))) for part in parts]
-    assert sum(map(len, made)) == len(prompts)
-    write_jsonl(file, [Edit(made[0][0].instruction, "", "bad", "good")])
+    rounds = [sources.read(str(file.with_name(f"edits_{part}.jsonl"))) for part in parts]
+    assert sum(map(len, rounds)) == len(prompts)
+    write_jsonl(file, [Edit(rounds[0][0].instruction, "", "bad", "good")])
     with pytest.raises(InputError, match="no edit is on a prompt of validation"):
         datasets.make_round(config, home, 0, "second_round")
 
 
-def test_what_a_split_left_is_split_again(make_sets):
-    """By the same hash, a tenth of the prompts that it has left would be none of them."""
+def test_an_already_split_file_is_split_again(make_sets):
+    """A split by the same hash would hold out no prompt of the remaining ones."""
     left, _ = split(EDITS, 0.15, 0)
     sets = make_sets(edits=left)
     assert len(sets["edits_validation"] + sets["edits_test"]) == round(0.1 * len(left))
 
 
-def test_rows_of_another_kind(make_sets):
+def test_rows_of_another_kind_are_refused(make_sets):
     message = r"edits.jsonl: row 1 is no edit \(original, edited\); give edits"
     with pytest.raises(InputError, match=message):
         make_sets(edits=[{"instruction": "a", "output": "b"}])

@@ -1,4 +1,4 @@
-"""What a bfloat16 device would hold, where it can be counted by hand."""
+"""Memory of a bfloat16 device, in cases that can be counted by hand."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ B, D, F, L = 128, 64, 512, 5
 
 
 def compile_for(dtype, function, *shapes, specs=None):
-    """Temporaries as the CPU has them and corrected, and the costs."""
+    """Bytes of temporaries on the CPU, the same corrected for emulation, and the costs."""
     mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
     specs = specs or [()] * len(shapes)
     arguments = [
@@ -34,7 +34,7 @@ def chain(x, *weights):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_chain_of_products(dtype):
-    """Two results in between are held at a time; products read and write what the dtype says."""
+    """Two intermediate results are live at a time; products access bytes of the dtype."""
     size = jnp.dtype(dtype).itemsize
     shapes = (B, D, dtype), (D, F, dtype), (F, F, dtype), (F, D, dtype)
     as_compiled, corrected, costs = compile_for(dtype, chain, *shapes)
@@ -53,7 +53,7 @@ def layers(dtype, x, weights):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_gathered_weights(dtype):
-    """Float32 weights are gathered in the dtype of the computation, a layer at a time."""
+    """Float32 weights are gathered in the dtype of the computation, one layer at a time."""
     size = jnp.dtype(dtype).itemsize
     shapes = (B, F, dtype), (L, F, F, "float32")
     specs = (("x",), (None, "x"))
@@ -66,8 +66,8 @@ def test_gathered_weights(dtype):
     assert costs.link_bytes == L * F * F * 7 / 8 * size
 
 
-def test_what_a_branch_computes():
-    """Weights that are stored in bfloat16 are widened by nothing but this CPU, there too."""
+def test_widened_weights_in_a_branch_are_subtracted():
+    """Only the CPU widens weights stored in bfloat16, also inside a conditional."""
 
     def function(x, weights, flag):
         return jax.lax.cond(flag, lambda x: layers(jnp.bfloat16, x, weights), lambda x: -x, x)
@@ -78,8 +78,8 @@ def test_what_a_branch_computes():
     assert corrected < 2 * F * F * 2  # a slice of these, and activations
 
 
-def test_what_is_meant_to_be_float32_stays_so():
-    """Sums in float32 of bfloat16 numbers are no bfloat16 numbers."""
+def test_float32_sums_are_not_halved():
+    """Float32 sums of bfloat16 numbers are not representable in bfloat16."""
 
     def function(x, w):
         logits = (x @ w).astype(jnp.float32)

@@ -1,4 +1,4 @@
-"""The smallest change that fits, against a made-up rule of what a run needs, and compiled."""
+"""The smallest change that fits, with a made-up memory formula and with a compiled run."""
 
 import types
 
@@ -21,7 +21,7 @@ def make_config(**fields):
 
 @pytest.fixture
 def needs(monkeypatch):
-    """A run of 100 bytes, 10 a row of a device, half of these with remat, 64 less with tensor 4."""
+    """A run of 100 bytes, plus 10 per row on a device (5 with remat), minus 64 if tensor=4."""
 
     def make_shapes(config):
         mesh = sharding.make_mesh(config.mesh)
@@ -74,7 +74,7 @@ def test_the_largest_micro_batch_of_a_run_that_fits(needs, memory, fields, expec
         (ppo.get_config("tiny"), "generation_mesh", ["1,1,8"]),
     ],
 )
-def test_a_smaller_base_and_another_mesh_to_decode(config, field, changes):
+def test_base_dtype_and_generation_mesh_are_tried(config, field, changes):
     assert {c.get(field) for c in fit._changes(config)} == {None, *changes}
     config.update_from_flattened_dict({field: changes[-1]})
     assert not any(field in change for change in fit._changes(config))
@@ -82,7 +82,7 @@ def test_a_smaller_base_and_another_mesh_to_decode(config, field, changes):
 
 @pytest.mark.slow
 def test_a_compiled_run():
-    """The memory of 16 rows at a time is enough for no more."""
+    """With the memory that 16 rows need, the largest micro-batch is 16."""
     config = make_config(batch_size=32, **{"data.max_length": 24, "model.remat": True})
 
     def total(**fields):

@@ -1,4 +1,4 @@
-"""FLOPs and bytes read from compiled programs, against those counted by hand."""
+"""FLOPs and bytes of compiled programs, against values counted by hand."""
 
 import functools
 import re
@@ -54,7 +54,7 @@ def test_a_batched_product(equation):
 
 
 def test_a_convolution():
-    """Ten windows of 3 x 4 inputs for each of 6 outputs, for 2 rows."""
+    """Ten windows of 3 x 4 inputs for each of 6 output features, for 2 rows."""
     convolve = functools.partial(
         jax.lax.conv_general_dilated,
         window_strides=(1,),
@@ -69,7 +69,7 @@ def scanned(x, weights):
     return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, weights)[0]
 
 
-def test_a_scan_counts_as_often_as_it_runs():
+def test_a_scan_body_counts_once_per_iteration():
     assert count(scanned, array(M, K), array(9, K, K)) == (9 * 2 * M * K * K, ())
 
     def twice(x, weights):
@@ -81,7 +81,7 @@ def test_a_scan_counts_as_often_as_it_runs():
 
 @pytest.mark.parametrize(("remat", "products"), [(False, 3), (True, 4)])
 def test_the_gradient_of_a_scan(remat, products):
-    """Forward, and backward for the input and for the weights; forward again with remat."""
+    """Forward, backward for inputs and for weights, and a second forward with remat."""
 
     def block(x, w):
         return jnp.tanh(jnp.tanh(x @ w[0]) @ w[1]), None
@@ -110,7 +110,7 @@ def test_a_loop_with_an_unknown_number_of_rounds():
     assert count_text(text, rounds={"": 20}) == (20 * 2 * M * K * K, (note,))
 
 
-def test_the_dearest_branch_counts():
+def test_the_branch_with_the_most_flops_counts():
     def either(flag, x, w):
         branches = (lambda x: x @ w, lambda x: x @ w @ w @ w, lambda x: x)
         return jax.lax.switch(flag, branches, x)
@@ -123,14 +123,14 @@ def test_the_dearest_branch_counts():
     ("left", "right", "share"),
     [(("x", None), (None, None), 8), ((None, "x"), ("x", None), 8), ((None,), (None,), 1)],
 )
-def test_what_is_spread_is_shared(left, right, share):
-    """Rows, or the contracted axis; what is on every device is done by every device."""
+def test_sharded_products_count_per_device(left, right, share):
+    """Sharded by rows or by the contracted axis; a replicated product counts fully per device."""
     mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
     shapes = array(M, K, spec=left, mesh=mesh), array(K, N, spec=right, mesh=mesh)
     assert count(jnp.matmul, *shapes).flops == ONE / share
 
 
-def test_other_spellings_are_read():
+def test_other_hlo_syntax_is_parsed():
     """Operands with their shapes, tiled layouts, the older form of a trip count, a named gemm."""
     text = """HloModule old, entry_computation_layout={(f32[8,4]{1,0:T(8,128)})->f32[8,4]{1,0}}
 
@@ -175,7 +175,7 @@ def on_mesh():
     ],
 )
 def test_bytes_on_the_links(spec, out, sent):
-    """Of a device, as often as the loop runs."""
+    """Bytes that one device sends, times the iterations of the loop."""
     mesh = on_mesh()
     layout = NamedSharding(mesh, PartitionSpec(*out))
 
@@ -188,7 +188,7 @@ def test_bytes_on_the_links(spec, out, sent):
 
 
 def test_sums_over_the_links():
-    """A product over a spread axis is summed; a ring sends every part twice."""
+    """A product over a sharded axis needs an all-reduce, which sends every part twice."""
     mesh = on_mesh()
     x, w = array(M, K, spec=(None, "y"), mesh=mesh), array(K, N, spec=("y", None), mesh=mesh)
     text = jax.jit(jnp.matmul).lower(x, w).compile().as_text()

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 
 
 def test_rows_of_real_lengths():
-    """As many micro-batches of each width as such rows make, and the FLOPs of their tokens."""
+    """The plan has the micro-batches per width and the FLOPs of rows with these lengths."""
     sizes = {"rollout_batch_size": 64, "minibatch_size": 64, "micro_batch_size": 16}
     config = ppo_config(**sizes | {"data.max_prompt_length": 40, "data.max_new_tokens": 200})
     rng = np.random.default_rng(1)
@@ -42,7 +42,7 @@ def test_rows_of_real_lengths():
     ("kind", "config"), [("rm", rm.get_config("tiny")), ("sft", sft.get_config("tiny"))]
 )
 def test_supervised_rows_of_real_lengths(kind, config, tmp_path):
-    """A program for each width, with the FLOPs of a mean batch and its share of the updates."""
+    """One program per width, with the FLOPs of a mean batch and its share of the updates."""
     sizes = {"batch_size": 8, "mesh": "4,1,2", "data.max_length": 64, "data.buckets": 2}
     config.update_from_flattened_dict(sizes)
     names = ("common", "edited", "original") if kind == "rm" else ("prompt", "response")

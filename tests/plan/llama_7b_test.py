@@ -1,4 +1,4 @@
-"""LLaMA-7B on eight devices of 80 GB, compiled ahead of time without the memory of even one."""
+"""Plans of LLaMA-7B on eight devices of 80 GB, compiled on a host with far less memory."""
 
 import math
 import resource
@@ -26,7 +26,7 @@ def nothing_allocated():
 
 @pytest.fixture
 def uncached():
-    """What is measured is a compilation, not a look-up in the cache of an earlier run."""
+    """Disables the compilation cache, so that the test measures a compilation."""
     jax.config.update("jax_enable_compilation_cache", False)
     compilation_cache.reset_cache()
     yield
@@ -35,9 +35,9 @@ def uncached():
 
 
 def check_supervised_flops(plan: dict, rows: int, extra: float = 0.015) -> None:
-    """At 512 tokens: 6 a parameter and token, blocks computed again for their gradient.
+    """Checks 6 FLOPs per parameter and token at 512 tokens, plus recomputation by remat.
 
-    The model's scores are counted as a square, and not all above its diagonal are computed.
+    ``extra`` allows for attention scores: the model counts all, the program skips some masked ones.
     """
     train, evaluate = plan["steps"]["train"], plan["steps"]["evaluate"]
     least = 6 * 6.6e9 * rows * 512 / 8
@@ -47,7 +47,7 @@ def check_supervised_flops(plan: dict, rows: int, extra: float = 0.015) -> None:
 
 
 def test_reward_model(uncached):
-    """As the run itself would compile it, so that temporaries are those of the run."""
+    """The plan compiles the step exactly as the run does; the host needs little memory."""
     shapes = reward_model_shapes(rm.get_config("llama_7b"))
     params = jax.tree.leaves(shapes.models)
     assert {leaf.dtype for leaf in params} == {jnp.dtype("float32")}
@@ -55,7 +55,7 @@ def test_reward_model(uncached):
     plan = measure(shapes, 80e9)
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak) * 1024
     assert plan["mesh"] == {"data": 1, "fsdp": 8, "tensor": 1}
-    # Parameters and two moments, an eighth each; donated, so that the outputs reuse them.
+    # Parameters and two moments, one eighth per device; donated, so outputs reuse them.
     state = 3 * 4 * sum(math.prod(leaf.shape) for leaf in params)
     assert state > 79e9
     train = plan["steps"]["train"]
@@ -64,7 +64,7 @@ def test_reward_model(uncached):
     assert train["temporaries"] > state / 3 / 8  # the gradients
     assert train["total"] < 80e9
     assert grown < 2e9
-    # Most scores between the two sides are computed, and masked.
+    # Most scores between the two sides are computed and then masked.
     check_supervised_flops(plan, rows=2 * 16, extra=0.03)
 
 
@@ -75,7 +75,7 @@ def test_supervised_fine_tuning():
 
 
 def test_losses_on_pairs():
-    """One model is held: the reference is remembered."""
+    """DPO holds one model: the reference's log-probabilities are precomputed."""
     plan = measure(dpo_shapes(dpo.get_config("llama_7b")), 80e9)
     assert plan["models"].keys() == {"policy"}
     assert max(step["total"] for step in plan["steps"].values()) < 25e9
@@ -83,7 +83,7 @@ def test_losses_on_pairs():
 
 
 def test_ppo():
-    """AlpacaFarm's batch sizes, with margin enough for the 75 % that JAX takes by default."""
+    """AlpacaFarm's batch sizes fit within the 75 % of memory that JAX allocates by default."""
     config = ppo.get_config("llama_7b")
     assert (config.rollout_batch_size, config.minibatch_size) == (512, 256)
     assert (config.data.max_prompt_length, config.data.max_new_tokens) == (192, 300)
@@ -100,7 +100,7 @@ def test_ppo():
     share = [step["model_flops"] / step["compiled_flops"] for step in (generate, score, update)]
     assert share[0] > 0.98
     assert share[1] == pytest.approx(1, abs=0.015)
-    assert share[2] > 3 / 4  # each block is computed again for its gradient
+    assert share[2] > 3 / 4  # remat computes each block twice
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_ppo():
     [("llama_7b_lora", 1, 72e9), ("llama_7b_lora", 8, 14e9), ("llama3_2_1b", 1, 14e9)],
 )
 def test_ppo_by_adapters(monkeypatch, variant, devices, most):
-    """AlpacaFarm's lengths, rollouts of 128; one base and little else is held all the time."""
+    """AlpacaFarm's lengths, rollouts of 128; one base and small adapters stay in memory."""
     make = sharding.make_mesh
     monkeypatch.setattr(sharding, "make_mesh", lambda shape: make(shape, jax.devices()[:devices]))
     config = ppo.get_config(variant)

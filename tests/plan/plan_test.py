@@ -1,4 +1,4 @@
-"""The plan of a run against sums by hand, and the command."""
+"""The plan of a run against sums computed by hand."""
 
 import dataclasses
 import functools
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def shapes() -> RunShapes:
-    """Shapes whose steps are compiled once."""
+    """Shapes whose steps are compiled only once."""
     shapes = ppo_shapes(ppo_config())
     steps = {n: s._replace(compile=functools.cache(s.compile)) for n, s in shapes.steps.items()}
     return shapes._replace(steps=steps)
@@ -35,7 +35,7 @@ def plan(shapes) -> dict:
     return measure(shapes, 1e9)
 
 
-def test_what_is_held_all_the_time(plan):
+def test_models_and_optimizer_state(plan):
     policy, critic = numbers(TINY, 2), numbers(TINY, 1) + TINY.hidden_size + 1
     sizes = {"policy": policy, "reference": policy, "critic": critic, "reward model": critic}
     assert plan["models"] == {
@@ -49,7 +49,7 @@ def test_what_is_held_all_the_time(plan):
     )
 
 
-def test_what_a_step_holds(plan):
+def test_memory_of_a_step(plan):
     together = plan["optimizer"] + sum(model["bytes"] for model in plan["models"].values())
     generate, score, update = plan["steps"].values()
     prompts = B // 8 * P * (4 + 1)
@@ -78,7 +78,7 @@ def test_flops_of_the_model(plan):
     for name, flops in expected.items():
         step = plan["steps"][name]
         assert step["model_flops"] == pytest.approx(B / 8 * flops, rel=1e-12)
-        # As compiled, decoding looks at columns that are still empty too.
+        # The compiled decoding step also attends to empty columns of the cache.
         least = 0.9 if name == "generate" else 0.99
         assert least < step["model_flops"] / step["compiled_flops"] <= 1
     rounds = f"a loop that may end early is counted with all its {T - 1} rounds"
@@ -98,8 +98,8 @@ def test_whether_it_fits(shapes, plan):
     assert ["update", *(f"{update[name] / 1e6:.3f}" for name in names), "yes"] in cells
 
 
-def test_an_update_that_predicts_itself_leaves_the_scores_but_one_to_it():
-    """Reference, reward model and critic are what ``score_rollout`` computes then."""
+def test_score_rollout_without_the_policys_predictions():
+    """If the update computes the policy's predictions, three models remain in ``score_rollout``."""
     step = ppo_shapes(ppo_config(ppo_epochs=1, minibatch_size=B)).steps["score_rollout"]
     costs, whole = measure_step(step, 0, 1e9, 8), [P + T] * (P + T)
     expected = B / 8 * (row_flops(TINY, whole, T) + 2 * row_flops(TINY, whole, 0))
@@ -107,17 +107,17 @@ def test_an_update_that_predicts_itself_leaves_the_scores_but_one_to_it():
     assert 0.999 < expected / costs["compiled_flops"] <= 1
 
 
-def test_split_models_are_smaller():
+def test_sharded_models_are_smaller():
     sizes = {mesh: ppo_shapes(ppo_config(mesh=mesh)) for mesh in ("8,1,1", "1,8,1", "1,4,2")}
     for name, whole in sizes["8,1,1"].models.items():
         assert bytes_per_device(whole) > 7 * bytes_per_device(sizes["1,8,1"].models[name])
-    # Rows are split by 4, heads of the cache by 2.
+    # The cache is sharded: rows by 4, heads by 2.
     assert {shapes.cache for shapes in sizes.values()} == {sizes["8,1,1"].cache}
     int8 = ppo_shapes(ppo_config(**{"sampling.int8_cache": True}))  # heads of 16, and a scale
     assert int8.cache == sizes["8,1,1"].cache * (16 + 4) / (16 * 4)
 
 
-def test_what_there_is_depends_on_the_config():
+def test_models_depend_on_the_config():
     shared = ppo_shapes(ppo_config(critic="shared"))
     assert bytes_per_device(shared.models["critic"]) == 4 * (TINY.hidden_size + 1)
     own = ppo_shapes(ppo_config(reward_function="module:function"))
@@ -138,7 +138,7 @@ def test_what_there_is_depends_on_the_config():
 
 
 def test_adapters_have_one_base():
-    """It is held once, whatever reads it; an update takes it beside the adapters."""
+    """All models share one base; an update takes it as an argument, with the adapters."""
     numbers_of = {"base": numbers(TINY, 2)}
     D, F, K = TINY.hidden_size, TINY.intermediate_size, TINY.num_kv_heads * TINY.head_dim
     adapter = 4 * TINY.num_layers * (2 * (D + D) + 2 * (D + K) + 3 * (D + F))
@@ -151,7 +151,7 @@ def test_adapters_have_one_base():
     _, score, update = (bytes_per_device(step.resident) for step in shapes.steps.values())
     assert score == sum(sizes.values())
     assert update == sum(sizes.values()) + optimizer - sizes["reward model"]
-    # A whole reward model carries the critic's adapter: an update takes all of it but its head.
+    # With a full reward model the critic is an adapter of its backbone, an argument of updates.
     own = ppo_shapes(ppo_config(**{"lora.rank": 4, "lora.share_base": False}))
     every = sum(map(bytes_per_device, [*own.models.values(), own.optimizer]))
     assert bytes_per_device(own.steps["update"].resident) == every - 4 * (D + 1)
@@ -184,14 +184,14 @@ def test_the_table_of_a_state_action_head_is_of_the_frozen_base():
     ],
 )
 def test_supervised(config, make_shapes, model, tokens):
-    """The longest rows, pairs of them but for SFT; whole evaluation batches."""
+    """Rows (for SFT) or pairs of rows of the maximum length; full evaluation batches."""
     sizes = {"batch_size": 16, "micro_batch_size": 8, "eval_batch_size": 6}
     config.update_from_flattened_dict(sizes | {"mesh": "4,1,2", "data.max_length": 40})
     plan = measure(make_shapes(config), 1e9)
     assert plan["models"].keys() == {model}
     train, evaluate = plan["steps"]["train"], plan["steps"]["evaluate"]
     size = plan["models"][model]["bytes"]
-    # A token has its id, and a flag each for being real and being of the response; more in pairs.
+    # Per token: its id and two masks (real, response); more in pairs.
     most = 6 * 2 if tokens == 40 else 6 * 7
     assert 16 / 4 * tokens * 6 < train["arguments"] - 3 * size < 16 / 4 * tokens * most
     assert 8 / 4 * tokens * 6 < evaluate["arguments"] - size < 8 / 4 * tokens * most
@@ -201,7 +201,7 @@ def test_supervised(config, make_shapes, model, tokens):
     columns = config.data.max_length
     flops = tokens / columns * row_flops(cfg, [columns] * columns, 0)
     if model == "policy":
-        flops += row_flops(cfg, [], tokens - 1)  # nothing is before the first token
+        flops += row_flops(cfg, [], tokens - 1)  # the first token has no prediction
     assert train["model_flops"] == pytest.approx(3 * 16 * flops / 8, rel=1e-12)
     assert evaluate["model_flops"] == pytest.approx(8 * flops / 8, rel=1e-12)
     for step in (train, evaluate):
@@ -209,8 +209,8 @@ def test_supervised(config, make_shapes, model, tokens):
         assert 0.85 < step["model_flops"] / step["compiled_flops"] <= 1
 
 
-def test_a_checkpoint_says_what_the_sizes_are(tmp_path):
-    """Its config.json is all that is read."""
+def test_sizes_come_from_a_checkpoint(tmp_path):
+    """Only its config.json is read."""
     cfg = dataclasses.replace(TINY, num_layers=3, vocab_size=96)
     shapes = {"max_position_embeddings": 64, "num_hidden_layers": 3, "vocab_size": 96}
     shapes |= {"hidden_size": cfg.hidden_size, "intermediate_size": cfg.intermediate_size}

@@ -1,4 +1,4 @@
-"""Bounds of stages whose costs are round numbers."""
+"""Lower bounds on the time of stages with round costs."""
 
 import pytest
 
@@ -13,7 +13,7 @@ STAGES = {  # of an H100: 989.4 TFLOP/s, 3,350 GB/s, 450 GB/s
 NAMES = ("flops", "memory_bytes", "link_bytes")
 
 
-def test_what_binds():
+def test_the_slowest_part_binds():
     stages = {name: dict(zip(NAMES, costs, strict=True)) for name, costs in STAGES.items()}
     roof = roofline({"steps": {"all": {"stages": stages}}}, "h100", 0.5)
     found = {name: (stage["bound"], stage["binds"]) for name, stage in roof["stages"].items()}

@@ -1,4 +1,4 @@
-"""The report's numbers by hand."""
+"""The report's numbers against values computed by hand."""
 
 import itertools
 import json
@@ -17,7 +17,7 @@ from fgrlhf_jax.report.tables import percent, sections
 
 
 @pytest.mark.parametrize("seeds", [1, 3])
-def test_what_scripts_outside_rely_on(seeds):
+def test_fields_that_external_scripts_read(seeds):
     report = json.loads(to_json(build_report(make_study(seeds))))
     assert "recommendation" in report
     arms = ["sft", "ppo_rlhf", "fine_grained", "fine_grained_token"]
@@ -55,7 +55,7 @@ def test_standard_errors_over_seeds_and_over_prompts():
     assert figures.items() <= table["a"].items()
 
 
-def test_greedy_and_sampled_are_kept_apart():
+def test_greedy_and_sampled_results_are_separate():
     study = make_study(1) | {"test_prompts": 2}
     study["arms"] = {"sft": make_arm("SFT", [[0.5, 0.5]], greedy=[[1, 0.5]])}
     study["arms"]["sft"]["runs"][0]["greedy"]["scores"] = [0.9, 0.7]
@@ -66,7 +66,7 @@ def test_greedy_and_sampled_are_kept_apart():
     assert [row[n] for n in names] == pytest.approx([0.5, 0.75, 0.5, 0.8])
 
 
-def test_all_of_twenty_is_not_certain():
+def test_twenty_wins_of_twenty_have_an_interval():
     assert percent(1.0, 0.0, 20) == "100.0 % [83.9, 100.0]"
     assert percent(0.95, 0.05, 20) == "95.0 ± 5.0 %"
 
@@ -83,7 +83,7 @@ def test_table_2_is_a_cross_table():
     assert table["token_edit"]["edits"]["accuracy"] == pytest.approx(0.81)
     assert table["token_edit"]["edits"]["se"] == pytest.approx(0.01 / math.sqrt(3))
     assert table["token_edit"]["auroc"] == pytest.approx(0.8)
-    assert "preferences" not in table["token_edit"]  # not of all three seeds
+    assert "preferences" not in table["token_edit"]  # not evaluated by all three seeds
     assert table["lone"]["edits"] == {"accuracy": 0.9, "se": 0.02, "n": 50}
     assert table["sequence"]["auroc"] is None
 
@@ -101,7 +101,7 @@ def test_table_3_by_hand():
     assert fast["seconds_per_step"] == 0.5
 
 
-def test_a_fixed_score_that_a_seed_never_gets_to_or_that_there_is_none_of():
+def test_a_fixed_score_that_is_missing_or_not_reached_by_a_seed():
     study = make_study(3)
     study["arms"]["fine_grained"]["runs"][0]["curve"] = make_curve([0.0, 0.1, 0.2, 0.3])
     report = build_report(study)
@@ -129,7 +129,7 @@ def test_curves_are_means_at_common_steps():
     assert build_report(make_study(1))["curves"]["fine_grained"]["gold_se"] == [None] * 6
 
 
-def test_a_missing_curve_is_missed_and_no_more():
+def test_a_missing_curve_only_removes_its_own_results():
     study = make_study(3)
     study["arms"]["ppo_rlhf"]["runs"][1]["curve"] = []
     report = build_report(study)
@@ -161,13 +161,13 @@ def test_differences_pair_seeds_and_prompts():
     )
 
 
-def test_columns_that_not_every_study_has():
+def test_optional_columns():
     study = make_study(2) | {"at_once": 2}
     tables = {section.key: section for section in sections(build_report(study))}
     assert tables["table1"].head[6:] == ["Unfinished", "KL", "Seconds"]
     assert tables["table1"].rows[1][6:] == ["25.0 %", "1.50", "90"]
     assert "up to 2 stages ran at once" in tables["table1"].text
-    assert len(tables["table3"].head) == 4  # seconds that were measured side by side
+    assert len(tables["table3"].head) == 4  # no seconds: stages ran at once
     for arm in study["arms"].values():
         for run in arm["runs"]:
             run |= {"correction_accuracy": 0.75, "kl": None, "seconds": None}
@@ -182,7 +182,7 @@ def test_columns_that_not_every_study_has():
     assert table.rows[0][7:9] == ["25.0 %", "50.0 %"]
 
 
-def test_what_is_not_a_number_is_null():
+def test_non_finite_numbers_become_null():
     study = make_study(1)
     study["arms"]["ppo_rlhf"]["runs"][0]["kl"] = math.nan
     study["arms"]["sft"]["runs"][0]["kl"] = None
@@ -209,7 +209,7 @@ def test_runs_on_other_prompts_are_refused():
 
 
 def test_a_study_without_a_judge():
-    """Lengths, reward models, responses and token rewards; no win rate and nothing compared."""
+    """Has lengths, reward models, responses and token rewards, but no win rates or comparisons."""
     study = make_study(2) | {"judge": ""}
     for arm in study["arms"].values():
         for run in arm["runs"]:

@@ -1,4 +1,4 @@
-"""The report's table of correction accuracy, and how well it tells which arm is better."""
+"""The report's table of correction accuracy, and its use in place of a judge."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ def make_corrections(share: float) -> dict:
 
 
 def test_without_a_judge_arms_are_paired_by_edit():
-    """Both policies are better at the same edits, so that the difference is known more exactly."""
+    """Edits differ in difficulty for all arms alike, so pairing narrows the interval."""
     study = make_study(2) | {"judge": ""}
     records = np.random.default_rng(0).random(40)
     for number, arm in enumerate(study["arms"].values()):
@@ -40,7 +40,7 @@ def test_without_a_judge_arms_are_paired_by_edit():
     text = to_markdown(report)
     for words in ("Correction accuracy of “Arm”", "by seed and edit", "no judge; differences"):
         assert words in text
-    # Of other edits in every seed only the means are compared: two of them, so a wide interval.
+    # If seeds have different edits, only their means are compared; few means, a wide interval.
     for arm in study["arms"].values():
         arm["runs"][0]["corrections"]["by_record"]["sampled"].append(0.5)
     (wide,) = (p for p in build_report(study)["differences"] if p["arm"] == "ppo_rlhf")
@@ -71,8 +71,8 @@ def test_means_and_errors_over_records_or_seeds():
     assert row["words_sampled"] == {"mean": 2, "se": pytest.approx(1 / 3**0.5)}
 
 
-def test_ranks_are_compared_with_those_of_the_score():
-    """Scores 0 1 2 3 in the study's order, against the shares, and against one less these."""
+def test_rank_correlation_with_the_score():
+    """Scores 0 1 2 3 in the study's order, against accuracies p (sampled) and 1 - p (greedy)."""
     report = make(1)
     order = [SHARES[name] for name in report["table1"] if name in SHARES]
     ranks = [sorted(order).index(share) for share in order]
@@ -84,7 +84,7 @@ def test_ranks_are_compared_with_those_of_the_score():
     assert f"score is {expected:.2f} sampled and −{expected:.2f} greedy" in to_markdown(report)
 
 
-def test_columns_that_a_study_does_not_have_are_left_out():
+def test_columns_without_data_are_left_out():
     fluency = {name: {"mean": -2.5, "se": 0.1, "n": 3} for name in ("sampled", "greedy")}
     (section,) = (s for s in sections(make(1, fluency=fluency)) if s.key == "corrections")
     assert section.head[-1] == "Fluency, greedy"

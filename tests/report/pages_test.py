@@ -1,4 +1,4 @@
-"""The report as HTML and as Markdown shows what is so."""
+"""The report as HTML and as Markdown: content, escaping, layout."""
 
 import re
 
@@ -46,7 +46,7 @@ def test_text_cannot_become_markup_and_nothing_is_loaded(evil_report):
     assert "default-src 'none'" in source
 
 
-def test_the_page_is_for_light_and_dark(report):
+def test_the_page_has_light_and_dark_colours(report):
     source = to_html(report)
     assert "prefers-color-scheme: dark" in source
     used = set(re.findall(r"var\((--[a-z0-9]+)\)", source)) - {"--c", "--share"}
@@ -95,7 +95,7 @@ def test_markdown_tables_are_not_torn(evil_report):
 def test_heat_maps(report):
     page = Page(to_html(report))
     assert [span["class"] for span in page.spans] == ["high", "low", "high"] * 2
-    # One scale a reward model: its 98th percentile, about its largest.
+    # One scale per reward model: its 98th percentile, close to its largest reward.
     assert page.shares() == pytest.approx([0.41, 0.8, 0.2, 0.0, 0.8, 0.16], abs=0.011)
     assert page.count("span", **{"data-reward": "−1.00"}) == 1
     text = to_markdown(report)
@@ -119,7 +119,7 @@ def test_long_responses():
     assert page.count("span", **{"data-reward": "+0.098"}) == 1
 
 
-def test_the_judge_gives_the_word():
+def test_the_pages_use_the_name_of_the_judge():
     report = build_report(make_study(1) | {"judge": "VADER"})
     for page in (to_html(report), to_markdown(report)):
         assert "VADER" in page

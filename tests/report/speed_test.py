@@ -1,4 +1,4 @@
-"""Which arm is faster: by hand, and in studies in which none is."""
+"""The test of which arm is faster: its false-positive rate, its power, and values by hand."""
 
 import math
 
@@ -11,7 +11,7 @@ from fgrlhf_jax.report.speed import CRITERIA, SIGNIFICANCE, compare_arms, gold_t
 
 
 def draw_curves(rng, seeds, pace=15.0):
-    """Gold scores of PPO runs, evaluated every 5 of 80 steps."""
+    """Random learning curves of gold scores, evaluated every 5 of 80 steps."""
     steps = np.arange(0, 81, 5)
     rise = rng.normal(0.2, 0.03, (seeds, 1)) * (1 - np.exp(-steps / pace))
     gold = 0.36 + rise + rng.normal(0, 0.012, (seeds, steps.size))
@@ -22,21 +22,21 @@ def draw_curves(rng, seeds, pace=15.0):
 
 
 @pytest.mark.parametrize("against_baseline", [True, False])
-def test_where_no_arm_is_faster_one_is_found_in_at_most_5_percent(against_baseline):
-    """Of 250 studies of four seeds each, by any of the three criteria."""
-    rng, found, some = np.random.default_rng(0), 0, 0
+def test_false_positives_are_at_most_5_percent(against_baseline):
+    """In 250 studies of two equal arms with four seeds each, over all three criteria."""
+    rng, significant, below_half = np.random.default_rng(0), 0, 0
     for _ in range(250):
         first, second = (draw_curves(rng, 4) for _ in range(2))
         target = gold_target(second) if against_baseline else 0.5
         tested = compare_arms(first, second, target, against_baseline)
         p = [tested[name]["p"] for name in CRITERIA if name in tested]
-        found += min(p) <= SIGNIFICANCE
-        some += min(p) <= 0.5
-    assert found / 250 <= SIGNIFICANCE + 1.64 * math.sqrt(0.05 * 0.95 / 250)
-    assert some > 50  # it is a test
+        significant += min(p) <= SIGNIFICANCE
+        below_half += min(p) <= 0.5
+    assert significant / 250 <= SIGNIFICANCE + 1.64 * math.sqrt(0.05 * 0.95 / 250)
+    assert below_half > 50  # p-values are not all near 1
 
 
-def test_what_is_faster_is_found():
+def test_a_faster_arm_is_detected():
     rng = np.random.default_rng(0)
     first, second = draw_curves(rng, 5, pace=6.0), draw_curves(rng, 5, pace=25.0)
     tested = compare_arms(first, second, gold_target(second), True)
@@ -55,11 +55,11 @@ def test_the_report_tests_the_token_arm_against_its_rivals():
     assert "no p can be" not in text
     three = build_report(make_study(3))["answer"]["faster"]["lines"][1]
     assert three["arm"] == "PPO on tokens against PPO on edits"
-    assert "not shown to 80 % of its own gain (p = 0.1)" in three["text"]
+    assert "no difference shown to 80 % of its own gain (p = 0.1)" in three["text"]
     assert three["text"].endswith("; no p can be below 0.1 with 3 seeds per arm")
 
 
-def test_what_is_never_reached_counts_as_later_than_the_last_evaluation():
+def test_a_goal_never_reached_counts_as_after_the_last_evaluation():
     first, second = ([make_curve(gold)] * 4 for gold in (FAST, SLOW))
     assert compare_arms(first, second, 0.7, False)["steps_to_gold"]["difference"] == 20 - 60
     assert "steps_to_gold" not in compare_arms(first, second, None, False)

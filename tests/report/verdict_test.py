@@ -1,4 +1,4 @@
-"""The report's claims against its numbers."""
+"""The report's recommendation and answers follow from its numbers."""
 
 import pytest
 from report_cases import make_arm, make_outcomes, make_study
@@ -16,7 +16,7 @@ def make_difference(arm, against, sampled=NOISE, greedy=NOISE):
 
 
 def make_table(*seconds, seeds=5):
-    """Arms a, b, c … whose win rates fall."""
+    """A table of arms a, b, c … with decreasing win rates."""
     return {
         name: {"win_rate": 0.8 - 0.1 * k, "greedy_win_rate": 0.9, "seconds": s, "seeds": seeds}
         for k, (name, s) in enumerate(zip("abc", seconds, strict=False))
@@ -31,13 +31,13 @@ def make_table(*seconds, seeds=5):
         (-9, -1, -1, "−5.0 [−9.0, −1.0], worse"),
     ],
 )
-def test_a_lead_is_an_interval_without_zero(low, high, sign, text):
+def test_an_arm_leads_if_the_interval_excludes_zero(low, high, sign, text):
     interval = make_difference("a", "b", (low, high))["sampled"]
     assert (lead(interval), describe(interval)) == (sign, text)
 
 
 def test_the_arm_that_no_other_beats_is_recommended():
-    """b beats a greedily and c in both; a and b are within noise at T = 1."""
+    """b beats a greedily and beats c in both decodings; a and b are within noise at T = 1."""
     differences = [
         make_difference("a", "b", NOISE, (-3, -1)),
         make_difference("c", "a"),
@@ -49,7 +49,7 @@ def test_the_arm_that_no_other_beats_is_recommended():
         "no arm is better at T = 1 or greedily; of the 2 others it beats 1 at T = 1 and 2 greedily"
     )
     assert "One seed" in recommend(differences, make_table(1, 50, 1, seeds=1))["why"]
-    # Without b, a and c are within noise: the cheaper one, or of unknown cost the higher one.
+    # Without b, a and c are within noise: the cheaper one, or with unknown costs the better one.
     advice = recommend(differences, {k: v for k, v in make_table(9, 0, 5).items() if k != "b"})
     assert advice["arm"] == "c"
     for words in ("it is the cheapest of the 2 such arms", "of the 1 others it beats 0"):
@@ -58,7 +58,7 @@ def test_the_arm_that_no_other_beats_is_recommended():
     assert recommend(differences, table)["arm"] == "a"
 
 
-def test_where_every_arm_is_beaten_the_least_beaten_is_recommended():
+def test_if_every_arm_is_beaten_the_least_beaten_is_recommended():
     circle = [
         make_difference("a", "b", (1, 2), (-2, -1)),
         make_difference("a", "c", (1, 2), (1, 2)),
@@ -70,7 +70,7 @@ def test_where_every_arm_is_beaten_the_least_beaten_is_recommended():
 
 
 def test_without_a_judge_correction_accuracy_decides():
-    """By the same rule; of arms that are beaten equally often the highest is taken."""
+    """By the same rule; among arms that are beaten equally often the most accurate wins."""
     table = {name: {"correction_accuracy": 0.1 * k, "seeds": 3} for k, name in enumerate("abc")}
     pairs = [make_difference(arm, "a", (1, 2)) for arm in "bc"]
     advice = recommend(pairs, table)
@@ -84,7 +84,7 @@ def test_without_a_judge_correction_accuracy_decides():
     assert recommend([], table)["arm"] is None
 
 
-def test_the_first_lines_say_by_how_much_and_stay_few():
+def test_the_answer_has_few_lines_with_differences():
     others = {f"mine_{k}": make_arm(f"Mine {k}", make_outcomes(0.5, 3)) for k in range(20)}
     study = make_study(3, sft_edits=make_arm("SFT on edits", make_outcomes(0.6, 3)), **others)
     report = build_report(study)
@@ -101,23 +101,23 @@ def test_the_first_lines_say_by_how_much_and_stay_few():
     assert answer["lines"][0]["text"].endswith("], better")
 
 
-def test_one_seed_shows_nothing():
+def test_one_seed_is_labelled_as_no_evidence():
     answer = build_report(make_study(1))["answer"]
     assert answer["better"]["question"] == "Which arm aligns better in this one seed?"
     assert answer["better"]["text"] == "One seed is no evidence: another may reverse the result."
     text = answer["faster"]["lines"][0]["text"]
-    assert text.startswith("not shown to 80 % of its own gain (p = 1), to 95 % of it (p = 1), to")
+    assert text.startswith("no difference shown to 80 % of its own gain (p = 1), to 95 %")
     assert text.endswith("no p can be below 0.5 with 1 seed per arm")
 
 
-def test_nobody_can_take_the_oracle():
+def test_the_oracle_is_never_recommended():
     study = make_study(3, oracle=make_arm("Oracle", make_outcomes(0.98, 3)) | {"oracle": True})
     report = build_report(study)
     assert report["recommendation"]["arm"] == "fine_grained_token"
     assert report["answer"]["better"]["lines"][0]["arm"] == "PPO on tokens against Oracle"
 
 
-def test_greedy_decoding_of_the_untouched_model_is_mentioned():
+def test_a_high_greedy_win_rate_of_the_start_is_mentioned():
     won = [[1.0] * 60 + [0.0] * 4]
     study = make_study(3, sft=make_arm("SFT", [[0.5] * 64], greedy=won))
     text = build_report(study)["answer"]["better"]["text"]

@@ -1,4 +1,4 @@
-"""The tiny world's data: always the same, valid records, one set a prompt, and learnable."""
+"""The embedded world's data: reproducible valid records in disjoint sets."""
 
 import hashlib
 
@@ -20,16 +20,16 @@ def world():
     return make_feedback(2000, seed=0)
 
 
-def test_a_function_of_the_seed():
+def test_data_are_a_function_of_the_seed():
     rows = [make_feedback(50, 7), make_instructions(50, "ppo", 7)]
     assert make_feedback(20, 7) == tuple(kind[:20] for kind in rows[0])
     assert make_instructions(20, "ppo", 7) == rows[1][:20]
     texts = [[edit.original for edit in make_feedback(50, seed)[0]] for seed in (7, 8)]
-    assert texts[0] != texts[1]  # texts only, since an id names its seed
+    assert texts[0] != texts[1]  # texts only: ids contain the seed
 
 
-def test_the_worlds_stay_as_they_were():
-    """Their studies can be compared with those of before, text by text, in every process."""
+def test_the_worlds_are_unchanged():
+    """Texts equal those of earlier versions in every process, so studies stay comparable."""
     rates, digests = Rates(flaws=2, deletion=0.3), []
     fair = [make_instructions(200, "feedback", seed, rates, "fair") for seed in (7, 8)]
     prompts = [row.instruction for row in fair[0]]
@@ -53,7 +53,7 @@ def test_edits_and_preferences(world, tmp_path):
     for edit, preference in zip(edits, preferences, strict=True):
         assert (edit.instruction, edit.id) == (preference.instruction, preference.id)
         pair = (preference.output_1, preference.output_2)
-        assert edit.original == pair[2 - preference.preference]  # the worse one is edited
+        assert edit.original == pair[2 - preference.preference]  # the worse response is edited
         assert edit.original != edit.edited
     assert {set_of(edit.instruction) for edit in edits} == {"feedback"}
     assert len({edit.instruction for edit in edits}) == 2000
@@ -61,9 +61,9 @@ def test_edits_and_preferences(world, tmp_path):
     words = [text.split() for text in texts]
     assert {word for text in words for word in text} == set(vocabulary())
     assert 10 < np.mean([len(text) for text in words[1::3]]) < 14
-    assert max(map(len, words)) <= MAX_RESPONSE + 3  # what is missing is put in
+    assert max(map(len, words)) <= MAX_RESPONSE + 3  # repairs insert missing words
 
-    # And they are valid records.
+    # They are valid records.
     write_jsonl(tmp_path / "world.jsonl", [*edits, *preferences])
     assert sources.read(str(tmp_path / "world.jsonl")) == [*edits, *preferences]
 
@@ -83,8 +83,8 @@ def test_feedback_on_samples():
     pairs = [
         ("lima", "um giraffe"),
         ("lima", "lima"),  # no preference, but an edit
-        ("", "lima"),  # nothing: the empty one is the worse
-        (right, right),  # nothing to say
+        ("", "lima"),  # nothing: the worse response is empty
+        (right, right),  # nothing: both are right
         ("stupid", right),
     ]
     ones, twos = zip(*pairs, strict=True)
@@ -97,4 +97,4 @@ def test_feedback_on_samples():
         ("tiny/4/4", "stupid", right),
     ]
     again = datasets.collect_feedback([prompt] * 3, ("x", *ones[1:3]), twos[:3], 4, careful)
-    assert again[0][1] == edits[1]  # whatever the other rows are
+    assert again[0][1] == edits[1]  # independent of other rows

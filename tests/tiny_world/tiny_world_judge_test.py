@@ -1,4 +1,4 @@
-"""Gold scores by hand and against brute force; rewards of words and tokens that add up."""
+"""Gold scores by hand and by brute force; rewards of words and tokens sum to the score."""
 
 import itertools
 import random
@@ -23,7 +23,7 @@ TWICE = "repeat pear saw twice"  # pear pear , saw saw: 40 + 1
 
 @pytest.fixture(scope="module")
 def drafts() -> list[tuple[str, str]]:
-    """Prompts with demonstrations, and some with words thrown together or far too many."""
+    """Prompts with demonstrations, and with random or far too many words."""
     rng = random.Random(0)
     prompts = draw_prompts({"test": 210}, 0)["test"]
     rows = [(prompt, write_demonstration(prompt, rng)) for prompt in prompts]
@@ -42,7 +42,7 @@ def drafts() -> list[tuple[str, str]]:
         (CAPITAL, "the capital of peru is and cuba is havana", 28 - 10, 28),
         (CAPITAL, "the capital of peru is stupid lima and cuba is havana", 28 - 10, 28),
         (CAPITAL, "the capital of peru um is lima and cuba is havana", 28 - 3, 28),
-        (CAPITAL, "havana lima", 10 - 3, 28),  # only one of two in the wrong order
+        (CAPITAL, "havana lima", 10 - 3, 28),  # only one of two swapped words counts
         (CAPITAL, "tokyo giraffe", -6, 28),
         (LIST, "fruits are apple pear , tools are hammer saw", 45, 45),
         (LIST, "fruits are plum plum , tools are saw axe", 45 - 10 - 3, 45),
@@ -66,19 +66,19 @@ def points(prompt: str, response: str, finished: bool = True) -> list[int]:
 
 
 def test_word_rewards_by_hand():
-    # "of capital" for "capital of": one of them matches, and it is the first.
+    # "of capital" for "capital of": only one word matches, the first.
     response = "the of capital um peru is lima and dumb cuba is tokyo tokyo"
     assert points(CAPITAL, response) == [1, 1, -3, -3, 1, 1, 10, 1, -10, 1, 1, -3, -3, 0]
     assert points(CAPITAL, "", finished=False) == [-10]
-    # Of a repetition the second is too much.
+    # The second word of a repetition is extra.
     assert points(TWICE, "pear pear pear , saw saw") == [10, 10, -3, 1, 10, 10, 0]
-    # In a count the blame is on the word that stands for another: the first six, for five.
+    # In a count the word that replaces another is wrong: the first six, for five.
     run = "count three to six and nine to seven"
     assert points(run, "three four six six , nine eight") == [10, 10, -3, 10, 1, 10, 10, 0]
 
 
 def brute_force(answer, words) -> int:
-    """Greatest weight over all ways to leave out words and slots, written without any table."""
+    """Largest weight over all ways to leave out words and slots, without dynamic programming."""
     if not answer or not words:
         return 0
     slot, *rest = answer
@@ -108,7 +108,7 @@ def test_alignment_has_the_greatest_weight():
 
 
 def test_a_list_takes_any_members_once():
-    """Brute force over all choices of members, each at its one place."""
+    """Brute force over all choices of members, each at the one place where it counts."""
     rng = random.Random(2)
     for _ in range(150):
         kinds = rng.sample(list(KINDS), 2)
@@ -149,7 +149,7 @@ def test_word_rewards_add_up_to_the_score(drafts):
 
 
 def test_an_editor_without_noise_leaves_nothing_to_change(drafts):
-    """And changes, of all but lists, as many words as are said to be left."""
+    """Except for lists, it changes as many words as ``words_to_change`` counts."""
     assert gold.words_to_change(LIST, "fruits are plum plum , tools are saw dog") == 2
     for number, (prompt, response) in enumerate(drafts):
         left = gold.words_to_change(prompt, response)
@@ -163,7 +163,7 @@ def test_an_editor_without_noise_leaves_nothing_to_change(drafts):
 @pytest.mark.parametrize("whole_words", [True, False])
 @pytest.mark.parametrize("ended", [True, False])
 def test_oracle_rewards(drafts, whole_words, ended):
-    """A word's part is at the last token that touches it, the end's at the last token."""
+    """A word's reward is at the last token that overlaps it, the end's at the last token."""
     texts = [text for row in drafts[:20] for text in row]
     tokenizer = make_tokenizer() if whole_words else train_tokenizer(texts, 330)
     prompts, responses = zip(*drafts, strict=True)
@@ -178,7 +178,7 @@ def test_oracle_rewards(drafts, whole_words, ended):
         if row:
             parts = word_rewards(prompt, response.split(), ended)
             assert sum(row) == pytest.approx(sum(parts), abs=1e-12)
-            # Up to the end of any whole word, tokens and words have been paid the same.
+            # Up to the end of every whole word, rewards of tokens and words sum to the same.
             for n in range(len(texts) - 1):
                 if texts[n + 1].startswith(" "):
                     words = len("".join(texts[: n + 1]).split())

@@ -1,4 +1,4 @@
-"""People err at the rates they are given; their edits are minimal and for the better."""
+"""Simulated people err at their rates; their edits are minimal and improve the score."""
 
 import dataclasses
 import itertools
@@ -32,7 +32,7 @@ def demonstrations(prompts) -> list[str]:
     return [write_demonstration(prompt, rng) for prompt in prompts]
 
 
-def test_without_rates_of_error_everything_is_right(prompts):
+def test_zero_error_rates_give_right_answers(prompts):
     rng = random.Random(0)
     for prompt in prompts[:350]:
         answer = write_demonstration(prompt, rng, FLAWLESS)
@@ -49,7 +49,7 @@ def test_facts_have_a_fixed_difficulty():
         kinds = Counter(people.difficulty(slot) for slot in facts if slot.family == family)
         for name, share in {"easy": 0.35, "medium": 0.35, "misconception": 0.3}.items():
             assert abs(kinds[name] - share * kinds.total()) <= 1
-    # By a hash, so on every machine the same.
+    # It comes from a hash, so it is the same on every machine.
     known = {"peru": "easy", "cuba": "medium", "kenya": "misconception", "egypt": "medium"}
     assert {thing: people.difficulty(Slot("", "capital", thing)) for thing in known} == known
     slots = [slot for slot in answer_slots("repeat pear saw twice") if slot.family]
@@ -57,11 +57,11 @@ def test_facts_have_a_fixed_difficulty():
     assert {people.difficulty(slot, Rates(easy=1, medium=0)) for slot in facts} == {"easy"}
 
 
-def test_errors_come_at_their_rates():
-    """Counted where there is one kind of error at a time."""
+def test_errors_have_their_rates():
+    """Measured with one kind of error at a time."""
     rng = random.Random(0)
     only_wrong = Rates(**dict.fromkeys(("filler", "rude", "omission", "repetition"), 0.0))
-    answers = {fact: Counter() for fact in FACTS["capital"]}  # what was put for each
+    answers = {fact: Counter() for fact in FACTS["capital"]}  # answers per fact
     for pair in itertools.permutations(answers, 2):
         for _ in range(3):
             words = write_demonstration(f"capital of {' and '.join(pair)}", rng, only_wrong)
@@ -110,7 +110,7 @@ LIST = "list two fruits two tools"
     ],
 )
 def test_a_whole_repair_by_hand(prompt, response, edited):
-    """A "?" is any member of its kind but those already there."""
+    """A "?" is any member of its kind that the response lacks."""
     rng = random.Random(0)
     kinds = [KIND_OF.get(word) for word, _ in canonical_answer(prompt)]
     for _ in range(20):
@@ -128,8 +128,7 @@ def changes(before: str, after: str) -> int:
 
 
 def test_edits_are_minimal(prompts, demonstrations):
-    """A whole repair takes few more steps than there are to that very answer at the least (a
-    rude word is taken out, not replaced by what is missing); no repair changes nothing."""
+    """A full repair takes at most 10 % more steps than the shortest edit to its result."""
     rng = random.Random(2)
     steps, shortest = 0, 0
     nothing = dataclasses.replace(FLAWLESS, repair=0.0)
@@ -142,7 +141,7 @@ def test_edits_are_minimal(prompts, demonstrations):
 
 
 def test_imperfect_edits(prompts, demonstrations):
-    """What the pilot measured: 97.5 % of the changed ones are better, a modest share changes."""
+    """As in a pilot study: 97.5 % of changed responses improve, and few words change."""
     rng = random.Random(3)
     rows = [(*row, edit_response(*row, rng)) for row in zip(prompts, demonstrations, strict=True)]
     changed = [row for row in rows if row[1] != row[2]]
@@ -157,7 +156,7 @@ def test_imperfect_edits(prompts, demonstrations):
 
 
 def test_an_editor_who_repairs_little():
-    """No more than ``flaws`` of the repairs, any of them alike; some take the wrong word out."""
+    """At most ``flaws`` random repairs; some remove the wrong word."""
     prompt, right = "repeat pear saw dog cow twice", "pear pear , saw saw , dog dog , cow cow"
     wrong = "oak oak , oak oak , oak oak , oak oak"
     rng, taken_out, places = random.Random(6), 0, Counter()
@@ -173,11 +172,11 @@ def test_an_editor_who_repairs_little():
         places.update(n for n, word in enumerate(words) if word != wrong.split()[n])
         assert all(w in (r, "oak", ",") for w, r in zip(words, right.split(), strict=True))
     assert [places[n] / 2000 for n in sorted(places)] == pytest.approx([1 / 8] * 8, abs=0.03)
-    rates = dataclasses.replace(rates, deletion=1)  # what is missing cannot be taken out
+    rates = dataclasses.replace(rates, deletion=1)  # missing words cannot be removed
     assert len(edit_response(prompt, "pear pear , saw saw", rng, rates).split()) == 7
 
 
-def test_rates_that_cannot_be_and_rates_that_are_extreme():
+def test_invalid_and_extreme_rates():
     wrong = {"rude": -0.1, "repair": 1.5, "damage": math.nan, "temperature": 0, "flaws": 0}
     for name, value in wrong.items():
         with pytest.raises(InputError, match=f"{name}: {value} is not "):

@@ -1,4 +1,4 @@
-"""Right answers by hand and by other means; prompts that no two sets share."""
+"""Right answers by hand and by independent code; disjoint sets of prompts."""
 
 import itertools
 import random
@@ -72,7 +72,7 @@ def test_sets_are_disjoint_and_large(drawn):
 
 
 def test_a_set_is_a_hash_of_the_text_alone():
-    """Other machines and later versions must agree on it."""
+    """It must be the same on all machines and in later versions."""
     texts = [f"reverse {a} {b}" for a, b in itertools.permutations(KIND_OF, 2)]
     shares = Counter(map(tasks.set_of, texts))
     for name, share in SETS.items():
@@ -86,7 +86,7 @@ def test_sets_of_the_fair_world():
     sizes = {"sft": 1800, "feedback": 1800, "ppo": 900, "validation": 500, "test": 1500}
     fair = draw_prompts(sizes, 0, "fair")
     assert {name: len(set(texts)) for name, texts in fair.items()} == sizes
-    # The same words in any order are in one set.
+    # Prompts with the same words in any order are in one set.
     words = {name: {tuple(sorted(p.split())) for p in texts} for name, texts in fair.items()}
     assert len(set.union(*words.values())) == sum(map(len, words.values()))
     known = {name: {known_by(p) for p in texts} for name, texts in fair.items()}
@@ -94,7 +94,7 @@ def test_sets_of_the_fair_world():
     assert not facts["feedback"] & (facts["test"] | facts["validation"])
     assert facts["sft"] == facts["ppo"] == facts["feedback"] | facts["test"]
     assert len(facts["test"]) == 10 + 8 + 8 + 4
-    # Of two opposites both or neither.
+    # Two opposites are held out together.
     for family, thing in facts["test"]:
         if family == "opposite":
             assert (family, FACTS[family][thing]) in facts["test"]
@@ -118,10 +118,10 @@ def test_prompts_and_answers_fit(drawn):
         answer = [word for word, _ in canonical_answer(prompt)]
         assert {*prompt.split(), *answer} <= words
         assert len(prompt.split()) <= tasks.MAX_PROMPT
-        assert 5 <= len(answer) <= tasks.MAX_RESPONSE - 5  # room for what is too much
+        assert 5 <= len(answer) <= tasks.MAX_RESPONSE - 5  # room for extra words
 
 
-def test_prompts_that_cannot_be_had():
+def test_impossible_requests_for_prompts():
     with pytest.raises(InputError, match="'train' is not one of sft"):
         draw_prompts({"train": 3}, 0)
     with pytest.raises(InputError, match=r"validation: 90000 prompts .* ask for at most"):
@@ -130,7 +130,7 @@ def test_prompts_that_cannot_be_had():
 
 def test_fill_takes_each_member_once():
     answer = answer_slots("list four fruits two tools")
-    answer[4] = Slot("apple", "list", "apple")  # as an editor does with what is right already
+    answer[4] = Slot("apple", "list", "apple")  # as the editor keeps right members
     words = [slot.word for slot in tasks.fill_slots(answer) if slot.family]
     assert words == ["pear", "plum", "apple", "lemon", "hammer", "saw"]
     drawn = {tuple(tasks.fill_slots(answer, random.Random(seed))) for seed in range(50)}

@@ -1,4 +1,4 @@
-"""The vocabulary is the world's, and its tokenizer gives every text back."""
+"""The vocabulary covers all answers, and the tokenizer restores every text."""
 
 import random
 
@@ -22,13 +22,13 @@ def test_vocabulary():
     assert 180 <= len(WORDS) == len(set(WORDS)) <= 220
     assert all(word == word.lower() and word.split() == [word] for word in WORDS)
     assert not {*words.RUDE} & {*words.FILLERS}
-    # Each thing is of one kind, and a rude word or a filler is never part of an answer.
+    # Each thing has one kind, and no answer contains a rude word or a filler.
     assert len(words.KIND_OF) == sum(map(len, words.KINDS.values()))
     for family, facts in words.FACTS.items():
         assert not {*facts.values()} & {*words.RUDE, *words.FILLERS}, family
 
 
-def test_every_text_of_the_words_comes_back_a_token_a_word(tokenizer):
+def test_texts_are_restored_with_one_token_per_word(tokenizer):
     rng = random.Random(0)
     for _ in range(200):
         text = " ".join(rng.choices(WORDS, k=rng.randint(0, 20)))
@@ -51,14 +51,14 @@ def test_prompts(tokenizer):
         assert len(ids) <= MAX_PROMPT + 2  # BOS and the newline
 
 
-def test_what_is_not_of_the_world_is_unknown_and_spells_no_control_token(tokenizer):
+def test_other_words_are_unknown_and_spell_no_control_token(tokenizer):
     for text in ("</s>", "hot </s>", "<s> cold", "<unk>", "hot</s>", "giraffe", "hot  cold"):
         ids = encode_text(tokenizer, text)
         assert 0 in ids
         assert not {1, 2} & set(ids), text
 
 
-def test_it_is_always_the_same_and_survives_saving(tokenizer, tmp_path):
+def test_the_tokenizer_is_reproducible_and_survives_saving(tokenizer, tmp_path):
     assert len(tokenizer) == 4 + 2 * len(WORDS) < 400
     assert words.make_tokenizer().backend_tokenizer.to_str() == tokenizer.backend_tokenizer.to_str()
     tokenizer.save_pretrained(tmp_path)
