@@ -62,8 +62,8 @@ def run(
         say(f"{len(done)} of {len(stages)} stages are already done")
     waiting = [stage for stage in stages if stage.name not in done]
     running: dict[int, tuple[Stage, float]] = {}  # by pid
-    begun = [stage for stage in waiting if _has_run(stage, folder)]
-    grown = {stage.name: _read_marker(stage, folder) for stage in begun}
+    run_before = [stage for stage in waiting if _has_run(stage, folder)]
+    markers = {stage.name: _read_marker(stage, folder) for stage in run_before}
     if not waiting:
         return
     cache = (folder / "cache").absolute()
@@ -93,7 +93,7 @@ def run(
                     took = time.perf_counter() - started
                     if status or not stage.output.exists():
                         raise InputError(_failure(stage, status, folder))
-                    _mark(stage, stages, folder, took, grown.get(stage.name))
+                    _mark(stage, stages, folder, took, markers.get(stage.name))
                     done.add(stage.name)
                     say(f"[{len(done)}/{len(stages)}] {stage.name}: {took:.0f} s")
         finally:

@@ -132,7 +132,7 @@ def _prompts(name: str, n: int, seed: int, world: str) -> list[str]:
         prompt = next((p for p in drawn if p not in chosen and set_of(p, world) == name), None)
         if prompt is None:
             raise InputError(
-                f"{name}: {n} prompts are asked for, but the tiny world has hardly more than "
+                f"{name}: {n} prompts are asked for, but the embedded world has few more than "
                 f"{index}; ask for at most that many"
             )
         chosen[prompt] = None
@@ -192,7 +192,7 @@ def answer_slots(prompt: str) -> list[Slot]:
             return _joined([[Slot(_THINGS[_THINGS.index(w)], family)] * 2 for w in rest[:-1]])
     except (KeyError, ValueError, IndexError, TypeError):
         pass
-    raise InputError(f"prompt: {prompt[:60]!r} is no instruction of the tiny world")
+    raise InputError(f"prompt: {prompt[:60]!r} is no instruction of the embedded world")
 
 
 def _joined(parts: Sequence[list[Slot]], last: str = ",") -> list[Slot]:

@@ -54,7 +54,7 @@ def test_right_answers_by_hand(prompt, answer):
     ],
 )
 def test_a_prompt_of_another_world(prompt):
-    with pytest.raises(InputError, match="no instruction of the tiny world"):
+    with pytest.raises(InputError, match="no instruction of the embedded world"):
         answer_slots(prompt)
 
 
