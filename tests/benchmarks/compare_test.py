@@ -1,4 +1,4 @@
-"""benchmarks.compare at toy size: ours as it is, the peer a script that writes a known result."""
+"""benchmarks.compare at toy size, with a peer script that writes a known result."""
 
 import json
 import sys
@@ -85,7 +85,7 @@ def test_both_sides_read_the_same_tokens(items, model):
 
 
 def test_the_ratio_is_the_median_of_the_rounds(items, monkeypatch):
-    """Of 4/1, 4/2 and 4/4; a spread of one side alone does not hide in it."""
+    """Of the ratios 4/1, 4/2 and 4/4; the spread of one side is visible in the ratios."""
     seconds = iter([1.0, 4.0, 2.0, 4.0, 4.0, 4.0])
     monkeypatch.setattr(machine, "measured_flops", lambda: 1e11)
     result = {"count": 8, "memory_gb": 1.0}
@@ -98,7 +98,7 @@ def test_the_ratio_is_the_median_of_the_rounds(items, monkeypatch):
 
 
 def test_one_round_has_no_spread_and_of_decoding_the_prefill_is_compared(items, monkeypatch):
-    """Ours takes a quarter of the peer's seconds in decoding, and half of them before it."""
+    """Ours takes a quarter of the peer's seconds in decoding, and half in the prefill."""
     sides = {
         "ours": {"seconds": [1.0], "prefill_seconds": 0.5, "compile_seconds": 7.0},
         "peer": {"seconds": [4.0], "prefill_seconds": 1.0},
@@ -156,7 +156,7 @@ def test_bad_options_are_one_sentence(flags, message):
 
 @pytest.mark.parity
 def test_ours_and_torch_in_turn(model, tmp_path, monkeypatch):
-    """Both in processes of their own; what the file had before stays."""
+    """Both sides run in new processes; earlier results in the file stay."""
     peers, file, markdown = tmp_path / "bin", tmp_path / "result.json", tmp_path / "table.md"
     peers.mkdir()
     (peers / "python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')

@@ -1,4 +1,4 @@
-"""The commands of a study: each one exists, understands its flags, and runs after what it needs."""
+"""The commands of a study: they parse, and run after the stages that they need."""
 
 import json
 import re
@@ -27,7 +27,7 @@ VARIANTS = {
 
 
 def make_config(variant="tiny", **fields):
-    """The config of a variant with fields such as ``ppo__flags``."""
+    """The config of a variant; "__" in ``fields`` means ".", as in ``ppo__flags``."""
     overrides = VARIANTS[variant] | {name.replace("__", "."): v for name, v in fields.items()}
     words = [f"--config.{name}={value}" for name, value in overrides.items()]
     return config_files.parse(["", *words], f"configs/pipeline.py:{variant}")
@@ -38,12 +38,12 @@ def fields_of(stage) -> dict[str, str]:
 
 
 def commands_of(config) -> dict[str, dict[str, str]]:
-    """The fields that every stage sets, by its name."""
+    """Per stage name the config fields that its command sets."""
     return {stage.name: fields_of(stage) for stage in build_stages(config, RUN)}
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_every_command_is_understood(variant):
+def test_every_command_parses(variant):
     stages = build_stages(make_config(variant), RUN)
     names = [stage.name for stage in stages]
     assert len(set(names)) == len({stage.output for stage in stages}) == len(names)
@@ -53,8 +53,8 @@ def test_every_command_is_understood(variant):
 
 
 @pytest.mark.parametrize("variant", ["smollm2", "tiny"])
-def test_every_command_that_starts_from_a_model_adapts_it(variant):
-    """The tiny one's SFT is from random weights; flags of a command win."""
+def test_lora_applies_to_every_command_that_starts_from_a_model(variant):
+    """Not to the tiny model's SFT, from random weights; flags of a command have priority."""
     changes = {"lora__rank": 8, "rm__flags": "lora.alpha=4"}
     commands = commands_of(make_config(variant, **changes))
     trained = {name: fields for name, fields in commands.items() if "optimizer" in str(fields)}
@@ -67,8 +67,8 @@ def test_every_command_that_starts_from_a_model_adapts_it(variant):
         pipeline.check(make_config(variant, lora__base_dtype="nf4", lora__rank=0))
 
 
-def test_arms_of_ones_own():
-    """An arm, a reward model and what they are made from, by flags alone."""
+def test_arms_defined_by_flags():
+    """An arm, a reward model and their dependencies."""
     config = make_config(
         run_arms="mine",
         seeds=2,
@@ -86,11 +86,11 @@ def test_arms_of_ones_own():
     pipeline.check(config)
     stages = build_stages(config, RUN)
     pipeline.check_commands(stages)
-    made = {stage.name: fields_of(stage) for stage in stages}
-    mine = [made["seed_1/mine"][name] for name in ("policy", "reward_model", "steps", "seed")]
+    named = {stage.name: fields_of(stage) for stage in stages}
+    mine = [named["seed_1/mine"][name] for name in ("policy", "reward_model", "steps", "seed")]
     assert mine == ["run/seed_1/imitating/export", "run/seed_1/from_it", "3", "1"]
-    assert made["seed_1/from_it"]["model.path"] == "run/seed_1/imitating/export"
-    assert made["seed_1/imitating"]["model.tokenizer"] == "run/seed_1/sft_edits/export"
+    assert named["seed_1/from_it"]["model.path"] == "run/seed_1/imitating/export"
+    assert named["seed_1/imitating"]["model.tokenizer"] == "run/seed_1/sft_edits/export"
     needs = {stage.name: stage.needs for stage in stages}
     assert {"seed_1/imitating", "seed_1/from_it"} <= {*needs["seed_1/mine"]}
     assert {f"seed_1/{name}" for name in ("sft_edits", "imitating", "mine")} < {*needs["answers:1"]}
@@ -100,18 +100,18 @@ def test_every_learner_has_its_command():
     learners = {f"arms__{each}__learner": each for each in LEARNERS[1:]}
     rewards = {f"arms__{each}__reward": "rm_token" for each in ALGORITHMS}
     config = make_config(run_arms=",".join(LEARNERS[1:]), **rewards, **learners)
-    made = {s.name.removeprefix("seed_0/"): s for s in build_stages(config, RUN)}
-    pipeline.check_commands([*made.values()])
+    named = {s.name.removeprefix("seed_0/"): s for s in build_stages(config, RUN)}
+    pipeline.check_commands([*named.values()])
     for name in ALGORITHMS:
-        assert made[name].command[:2] == ("launch.ppo", "--config=configs/ppo.py:tiny,token")
-        assert fields_of(made[name])["algorithm"] == name
+        assert named[name].command[:2] == ("launch.ppo", "--config=configs/ppo.py:tiny,token")
+        assert fields_of(named[name])["algorithm"] == name
     for name in PREFERENCE_LEARNERS:
-        assert made[name].command[:2] == ("launch.dpo", f"--config=configs/dpo.py:tiny,{name}")
-        assert fields_of(made[name])["policy"] == "run/sft/export"
+        assert named[name].command[:2] == ("launch.dpo", f"--config=configs/dpo.py:tiny,{name}")
+        assert fields_of(named[name])["policy"] == "run/sft/export"
 
 
 def test_rewards_of_several_models():
-    """An ensemble, and the log-ratio of two arms, as launch.ppo takes them."""
+    """An ensemble and the log-ratio of two arms, in the syntax of launch.ppo."""
     config = make_config(
         run_arms="state_action,rloo",
         arms__state_action__reward="rm_edits, rm_preferences",
@@ -120,34 +120,34 @@ def test_rewards_of_several_models():
     assert select(config) == ["rm_edits", "rm_preferences", "state_action", "ddpo", "rloo"]
     stages = build_stages(config, RUN)
     pipeline.check_commands(stages)
-    made = {stage.name.removeprefix("seed_0/"): stage for stage in stages}
-    ensemble, ratio = (fields_of(made[name])["reward_model"] for name in ("state_action", "rloo"))
+    named = {stage.name.removeprefix("seed_0/"): stage for stage in stages}
+    ensemble, ratio = (fields_of(named[name])["reward_model"] for name in ("state_action", "rloo"))
     assert ensemble == "run/seed_0/rm_edits,run/seed_0/rm_preferences"
     assert ratio == "run/seed_0/ddpo/export:run/sft/export:0.5"
-    assert made["state_action"].command[1] == "--config=configs/ppo.py:tiny,sequence"
-    assert made["rloo"].command[1] == "--config=configs/ppo.py:tiny,token"
+    assert named["state_action"].command[1] == "--config=configs/ppo.py:tiny,sequence"
+    assert named["rloo"].command[1] == "--config=configs/ppo.py:tiny,token"
 
 
 def test_rounds_of_edits():
-    made = {s.name: s for s in build_stages(make_config(run_arms="three_rounds_then_token"), RUN)}
+    named = {s.name: s for s in build_stages(make_config(run_arms="three_rounds_then_token"), RUN)}
     home = "run/seed_0"
-    samples = fields_of(made["seed_0/second_round_samples"])
+    samples = fields_of(named["seed_0/second_round_samples"])
     assert samples["model"] == f"{home}/sft_one_round/export"
     assert samples["prompts"] == f"{home}/parts_of_3/prompts_2.jsonl"
     assert (samples["samples"], samples["greedy_last"]) == ("2", "True")
-    assert "greedy_last" not in fields_of(made["seed_0/samples"])
-    assert made["seed_0/second_round"].needs == ("seed_0/second_round_samples",)
-    assert fields_of(made["seed_0/second_round"])["task"] == "round:0:second_round"
+    assert "greedy_last" not in fields_of(named["seed_0/samples"])
+    assert named["seed_0/second_round"].needs == ("seed_0/second_round_samples",)
+    assert fields_of(named["seed_0/second_round"])["task"] == "round:0:second_round"
     for name in ("sft_three_rounds", "rm_three_rounds"):
-        assert "seed_0/third_round" in made[f"seed_0/{name}"].needs
-        assert fields_of(made[f"seed_0/{name}"])["train"] == ",".join(
+        assert "seed_0/third_round" in named[f"seed_0/{name}"].needs
+        assert fields_of(named[f"seed_0/{name}"])["train"] == ",".join(
             f"{home}/{name}_train.jsonl"
             for name in ("parts_of_3/edits_1", "second_round/edits", "third_round/edits")
         )
 
 
-def test_every_command_makes_its_prompts_alike():
-    """What was learned under one template would else be measured under another."""
+def test_every_command_has_the_same_prompt_fields():
+    """Otherwise training and evaluation could use different templates."""
     config = make_config(template="chat", max_prompt_length=17, max_new_tokens=9)
     for stage in build_stages(config, RUN):
         fields, command = fields_of(stage), stage.command[0]
@@ -160,7 +160,7 @@ def test_every_command_makes_its_prompts_alike():
 
 
 def test_an_arm_starts_right_after_its_reward_model():
-    """Side by side, two that compile alike would both compile."""
+    """Arms that share programs then do not compile them at the same time."""
     names = [name.removeprefix("seed_0/") for name in commands_of(make_config())]
     start = names.index("sft_edits")
     assert names[start : start + 8] == [
@@ -177,7 +177,7 @@ def test_tiny_models_stay_off_the_accelerators(variant, monkeypatch):
     assert config.workers == 1 or platform
     stages = build_stages(config, RUN)
     assert {stage.environment.get("JAX_PLATFORMS") for stage in stages} == {platform}
-    monkeypatch.setenv("JAX_PLATFORMS", "cuda")  # the user's own choice stays
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")  # the user's choice has priority
     assert not any("JAX_PLATFORMS" in s.environment for s in build_stages(config, RUN))
 
 
@@ -207,7 +207,7 @@ def test_flags_are_plain_text(text, flags):
     assert parse_flags(text) == flags
 
 
-def test_flags_are_added_to_the_defaults_and_win():
+def test_flags_override_defaults():
     config = make_config(
         run_arms="fine_grained,fine_grained_token,oracle",
         ppo__flags="kl.coef=0.2,gamma=0.5,missing_eos=subtract",
@@ -231,14 +231,14 @@ REFUSED = [
     # No flags.
     ({"ppo__flags": "steps"}, "ppo.flags=steps: 'steps' is no flag; write NAME=VALUE"),
     ({"ppo__flags": "--config.steps=1"}, "is no flag"),
-    # Flags that would be in vain.
+    # Flags that the pipeline sets itself.
     ({"ppo__flags": "data.max_new_tokens=9"}, "this flag of launch.ppo itself; give --config.max_"),
     ({"arms__ppo_rlhf__flags": "prompts=mine"}, "prompts=mine: the pipeline sets this flag"),
     ({"sft__defaults": "data.template=chat"}, "launch.sft itself; give --config.template"),
     # Flags that their command refuses.
     ({"arms__ppo_rlhf__flags": "stepps=1"}, "stage seed_0/ppo_rlhf: --config.stepps: there is"),
     ({"rm__flags": "center_weight=-1"}, "stage seed_0/rm_preferences: center_weight=-1"),
-    # Folders, files, judges and arms that cannot be.
+    # Invalid folders, files, judges and arms.
     ({"run_dir": ""}, "run_dir is empty; give --config.run_dir=FOLDER"),
     ({"files__edits": "x.jsonl"}, "files.edits is given to a config of the embedded"),
     ({"judge": "fgrlhf_jax.tiny_world.judge:oracle_rewards"}, "takes tokens, which"),
@@ -248,7 +248,7 @@ REFUSED = [
         "reward_models.rm_preferences.data=preferences: give files.preferences",
     ),
     ({"run_arms": "oracle", "embedded": False}, "the embedded world's only"),
-    # Arms of one's own.
+    # Invalid definitions of arms.
     ({"arms__oracel__flags": "steps=1"}, "did you mean arms.oracle?"),
     ({"arms__mine__learner": "dppo"}, "arms.mine.learner='dppo': is not one of"),
     ({"arms__mine__learner": "sft"}, "arms.mine: is not trained; add it to run_arms=sft_edits"),
@@ -282,7 +282,7 @@ REFUSED = [
 ]
 
 
-def test_a_folder_takes_more_arms_and_nothing_that_changes_a_finished_stage(monkeypatch, tmp_path):
+def test_a_folder_accepts_new_arms_but_no_change_of_finished_stages(monkeypatch, tmp_path):
     started, outputs = [], {}
 
     def leave_output(command) -> None:
@@ -294,7 +294,7 @@ def test_a_folder_takes_more_arms_and_nothing_that_changes_a_finished_stage(monk
     monkeypatch.setattr(pipeline, "write_report", lambda *_: "")
 
     def start(**fields) -> list[str]:
-        """The stages that run."""
+        """Runs the pipeline and returns the names of the stages that ran."""
         started.clear()
         config = make_config(**{"run_dir": str(tmp_path)} | fields)
         planned = build_stages(config, Path(config.run_dir))
@@ -322,7 +322,7 @@ def test_a_folder_takes_more_arms_and_nothing_that_changes_a_finished_stage(monk
             start(run_arms="sft_edits,fine_grained", **fields)
         assert (tmp_path / "config.json").read_text() == before
         assert started == []
-    # A judge of the user's is known by its file, wherever it was not of an earlier version.
+    # A user's judge is identified by its file, except in folders of an earlier version.
     judge, own = tmp_path / "my_judge.py", {"judge": "my_judge:judge"}
     own |= {"run_arms": "sft_edits,oracle", "run_dir": str(tmp_path / "own")}
     monkeypatch.chdir(tmp_path)
@@ -331,7 +331,7 @@ def test_a_folder_takes_more_arms_and_nothing_that_changes_a_finished_stage(monk
     judge.write_text("def judge(prompts, responses): return [1.0] * len(prompts)\n")
     with pytest.raises(InputError, match=r"seed_0/oracle was made with judge\.file=\w{16}, not "):
         start(**own)
-    # An earlier version, with which it may be finished, finds its config as it was.
+    # The config stays unchanged, so that the earlier version can finish the run.
     marker = json.loads((tmp_path / "stages" / "data.json").read_text())
     del marker["needs"]
     write_json(tmp_path / "stages" / "data.json", marker)
@@ -341,7 +341,7 @@ def test_a_folder_takes_more_arms_and_nothing_that_changes_a_finished_stage(monk
 
 
 @pytest.mark.parametrize(("fields", "message"), REFUSED)
-def test_it_is_refused_before_anything_runs(monkeypatch, tmp_path, fields, message):
+def test_bad_input_is_refused_before_anything_runs(monkeypatch, tmp_path, fields, message):
     monkeypatch.delattr(pipeline.stages, "run")
     with pytest.raises(InputError, match=re.escape(message)):
         pipeline.main(make_config(**{"run_dir": str(tmp_path / "run")} | fields))

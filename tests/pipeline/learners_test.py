@@ -1,4 +1,4 @@
-"""Which learner for your edits: the same model, edits and budget for every arm."""
+"""launch.compare: every learner gets the same model, edits and budget."""
 
 import re
 from pathlib import Path
@@ -20,15 +20,15 @@ RUN = Path("run")
 
 
 def study_of(*words: str, variant: str = "tiny", edits: str = "edits.jsonl"):
-    """The config of launch.pipeline that a command line of launch.compare comes to."""
-    given = [f"--config.edits={edits}", "--config.model=folder"] if edits else []
-    given += [f"--config.{word}" for word in words]
-    config = config_files.parse(["", *given], f"configs/compare.py:{variant}")
+    """The config of launch.pipeline from a command line of launch.compare."""
+    fields = [f"--config.edits={edits}", "--config.model=folder"] if edits else []
+    fields += [f"--config.{word}" for word in words]
+    config = config_files.parse(["", *fields], f"configs/compare.py:{variant}")
     return compare.to_study(config, "chat" if edits else "")
 
 
 def stages_of(study) -> dict[str, dict[str, str]]:
-    """The fields that every training sets, by its name."""
+    """Per training stage the config fields that its command sets."""
     planned = budget.share(study, build_stages(study, RUN))
     pipeline.check_commands(planned)
     names = [[word[9:].partition("=")[0] for word in stage.command] for stage in planned]
@@ -56,11 +56,11 @@ def test_every_arm_starts_from_the_model_with_the_same_edits(variant):
         if "reward_model" not in fields:
             assert fields["train"] == "run/seed_0/feedback/edits_train.jsonl"
     assert arms["state_action"]["reward_model"] == arms["edits_then_token"]["reward_model"]
-    # By its own default PPO would leave out the prompts that others cut.
+    # PPO's default drops long prompts, which other learners truncate.
     assert arms["state_action"]["data.overlong"] == "truncate"
 
 
-def test_without_edits_it_is_done_on_the_embedded_world():
+def test_without_edits_it_uses_the_embedded_world():
     study = study_of(edits="")
     pipeline.check(study)
     assert (study.embedded, study.judge_name, study.template) == (True, "gold", "plain")
@@ -71,7 +71,7 @@ def test_without_edits_it_is_done_on_the_embedded_world():
 
 @pytest.mark.parametrize("words", [["budget_amount=100"], ["budget_amount=8", "budget=seconds"]])
 def test_budgets_are_equal(words):
-    """In updates a step of PPO counts as many as it makes; flags of an arm itself win."""
+    """A step of PPO counts as its number of updates; flags of an arm have priority."""
     made = stages_of(
         study_of(*words, "arms.sft_longer.flags=steps=7", "ppo.flags=minibatch_size=16")
     )
@@ -95,14 +95,14 @@ def test_budgets_are_equal(words):
         (["budget_amount=0"], "budget_amount=0: is not a number of updates; give one above 0"),
     ],
 )
-def test_it_is_refused_before_anything_runs(monkeypatch, tmp_path, words, message):
+def test_bad_input_is_refused_before_anything_runs(monkeypatch, tmp_path, words, message):
     monkeypatch.delattr(pipeline.stages, "run")
-    given = [f"--config.{word}" for word in (*words, f"run_dir={tmp_path / 'run'}")]
+    fields = [f"--config.{word}" for word in (*words, f"run_dir={tmp_path / 'run'}")]
     with pytest.raises(InputError, match=re.escape(message)):
-        command.main(config_files.parse(["", *given], command.CONFIG))
-    given = ["--config=configs/compare.py:cad", *given[-1:]]
+        command.main(config_files.parse(["", *fields], command.CONFIG))
+    fields = ["--config=configs/compare.py:cad", *fields[-1:]]
     with pytest.raises(InputError, match=r"edits is empty; .* \(only tiny has its own\)"):
-        command.main(config_files.parse(["", *given], command.CONFIG))
+        command.main(config_files.parse(["", *fields], command.CONFIG))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -118,21 +118,21 @@ def test_it_is_refused_before_anything_runs(monkeypatch, tmp_path, words, messag
         (["run_arms=dpo", "dpo.flags=batch_size=99"], r"stage seed_0/dpo: batch_size=99 .* has 63"),
     ],
 )
-def test_what_no_training_could_be_done_with(monkeypatch, tmp_path, words, message):
-    """Is refused before the first one; a row fewer than the largest batch takes."""
+def test_too_few_rows_are_refused_before_any_training(monkeypatch, tmp_path, words, message):
+    """With one row fewer than the largest batch."""
     monkeypatch.delattr(pipeline.stages, "run")
     policy = ppo_cases.save_policy(tmp_path / "policy", template="plain")
     edits = [Edit(f"name fruit {n}", "", "a b c", "a b d") for n in range(70)]
     write_jsonl(tmp_path / "edits.jsonl", edits)
-    given = [f"edits={tmp_path / 'edits.jsonl'}", f"model={policy}", "max_prompt_length=40"]
-    given += [f"run_dir={tmp_path / 'run'}", *words]
-    config = config_files.parse(["", *(f"--config.{word}" for word in given)], command.CONFIG)
+    fields = [f"edits={tmp_path / 'edits.jsonl'}", f"model={policy}", "max_prompt_length=40"]
+    fields += [f"run_dir={tmp_path / 'run'}", *words]
+    config = config_files.parse(["", *(f"--config.{word}" for word in fields)], command.CONFIG)
     with pytest.raises(InputError, match=message):
         command.main(config)
     assert not (tmp_path / "run").exists()
 
 
-def test_a_folder_that_has_its_data_needs_the_files_no_more(tmp_path):
+def test_a_folder_with_data_does_not_need_the_input_files(tmp_path):
     config = config_files.load("configs/pipeline.py:cad")
     config.files.edits, config.run_dir, config.run_arms = "gone.jsonl", str(tmp_path), "sft_edits"
     config.imitate.flags = "batch_size=64"
@@ -145,7 +145,7 @@ def test_a_folder_that_has_its_data_needs_the_files_no_more(tmp_path):
     pipeline.check_data(config, planned)
 
 
-def test_what_is_cut_and_how_few_prompts_judge_is_said_first():
+def test_truncation_and_few_test_prompts_are_reported_first():
     edits = [Edit("name a fruit " * (1 + 9 * (n % 2)), f"{n}", "a", "b " * 30) for n in range(100)]
     tokenizer = make_tokenizer()
 
