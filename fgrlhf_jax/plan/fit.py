@@ -149,10 +149,7 @@ def _changes(config: ConfigDict) -> Iterator[dict]:
 
 
 def _micro_batches(config: ConfigDict, change: dict) -> tuple[list[int], int]:
-    """Valid sizes of a micro-batch, ascending, and the present size.
-
-    Valid sizes divide the batch of an update and are multiples of the mesh's data shards.
-    """
+    """Sizes of a micro-batch that fit batch and mesh, ascending, and the present size."""
     mesh = sharding.make_mesh(change.get("mesh", config.mesh))
     whole = config.get("minibatch_size") or config.batch_size
     shards = mesh.shape["data"] * mesh.shape["fsdp"]

@@ -22,10 +22,7 @@ class Lengths(NamedTuple):
     responses: np.ndarray
 
     def within(self, max_prompt: int, max_response: int) -> "Lengths":
-        """The rows with prompts that a run accepts, with responses clipped to its maximum.
-
-        Raises InputError if all prompts are too long.
-        """
+        """Rows with prompts that fit, with clipped responses; InputError if no prompt fits."""
         short = self.prompts <= max_prompt
         if not short.any():
             raise InputError(

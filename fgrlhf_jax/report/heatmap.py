@@ -111,10 +111,7 @@ def render_side(side: Mapping, limit: float, *, numbered: bool = False) -> dict:
 
 
 def _side(side: Mapping, limit: float) -> dict:
-    """Text, strength of colour and formatted reward of every token, for all renderings.
-
-    Raises ValueError if ``tokens``, ``rewards`` and ``changed`` differ in length.
-    """
+    """Per token text, colour, formatted reward; ValueError if the lists differ in length."""
     tokens, rewards = [], side["rewards"]
     digits = max(2, 1 - math.floor(math.log10(limit)))
     for text, reward, changed in zip(side["tokens"], rewards, side["changed"], strict=True):

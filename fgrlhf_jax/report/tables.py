@@ -261,10 +261,8 @@ def _curves(report: dict) -> Section:
         by_step = dict(zip(curve["step"], scores, strict=True))
         cells = [by_step.get(step, NONE) for step in steps]
         rows.append([report["labels"]["arms"][name], *cells])
-    text = f"Mean {report['judge']} score on validation prompts during PPO, at T = 1" + (
-        ", ± one standard error over seeds; higher is better."
-        if report["seeds"] > 1
-        else "; higher is better."
+    text = f"Mean {report['judge']} score (higher is better) on validation prompts, T = 1" + (
+        ", ± one standard error over seeds." if report["seeds"] > 1 else "."
     )
     head = ["Arm", *(f"step {step}" for step in steps)]
     return Section("curves", "Learning curves", text, head, rows)

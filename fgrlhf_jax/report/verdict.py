@@ -113,10 +113,7 @@ def describe(interval: Mapping[str, float]) -> str:
 
 
 def _better_lines(report: dict) -> list[dict]:
-    """Lines that compare the recommended arm with the next best and with baselines.
-
-    The lines after them compare the token arm with its rivals.
-    """
+    """Compares the recommended arm with the next best and baselines, the token arm with rivals."""
     table, labels = report["table1"], report["labels"]["arms"]
     best = report["recommendation"]["arm"]
     known = {}

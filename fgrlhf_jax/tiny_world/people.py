@@ -20,10 +20,7 @@ from fgrlhf_jax.tiny_world.words import FACTS, FILLERS, KIND_OF, NUMBERS, RUDE
 
 @dataclasses.dataclass(frozen=True)
 class Rates:
-    """Rates of simulated people: probabilities, a temperature above 0 and a number of flaws.
-
-    Raises InputError for values out of range.
-    """
+    """Rates of simulated people; raises InputError for values out of range."""
 
     easy: float = 0.35  # share of the facts
     medium: float = 0.35  # share of the facts; the others are misconceptions

@@ -214,10 +214,7 @@ def _list_slots(sizes: list[str], kinds: list[str]) -> list[Slot]:
 
 
 def fill_slots(answer: Sequence[Slot], rng: random.Random | None = None) -> list[Slot]:
-    """The answer with every open slot filled by a distinct member of its kind.
-
-    Members are random, or the first ones without ``rng``.
-    """
+    """The answer with open slots filled by distinct members: random, or the first without rng."""
     filled, taken = [], {slot.word for slot in answer if slot.family == "list"}
     for slot in answer:
         if slot.is_open:
