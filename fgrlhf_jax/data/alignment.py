@@ -39,9 +39,9 @@ def align(
     """Aligns two token sequences of any lengths, zero included; deterministic.
 
     Args:
-      method: "levenshtein" (minimal edit script), "positional" (the paper's letter: token t is
-        unchanged if and only if both sides hold the same id at position t), or None (responses that
-        are not versions of each other: every token is changed).
+      method: "levenshtein" (minimal edit script), "positional" (as the paper's text: token t is
+        unchanged if and only if both sides hold the same id at position t), or None (for unrelated
+        responses: every token is changed).
 
     Raises:
       InputError: for any other method.

@@ -1,8 +1,8 @@
-"""Batches of few fixed shapes from rows of any length: a compiled step sees no new shape.
+"""Batches of few fixed shapes from rows of any length, so that a step compiles once per shape.
 
-A bucket is a number of columns that a batch is padded to. For rows that are known beforehand
-:func:`choose_buckets` finds the best ones. Training shuffles rows within their buckets
-(:func:`plan_epoch`); evaluation and sampling take them by length (:func:`by_length`).
+A bucket is a width that a batch is padded to. :func:`choose_buckets` finds the best widths for rows
+of known lengths. Training shuffles rows within their buckets (:func:`plan_epoch`); evaluation and
+sampling sort them by length (:func:`by_length`).
 """
 
 from collections.abc import Sequence
@@ -14,12 +14,12 @@ from fgrlhf_jax.errors import InputError
 
 
 class Batch(NamedTuple):
-    """Which rows are computed together.
+    """The rows of one batch.
 
     Attributes:
       width: columns to pad to, one of the buckets.
       rows: int[n], row numbers, n at most the batch size.
-      filled: int[batch size], the same, the last one repeated where the batch is not full.
+      filled: int[batch size], ``rows`` with the last one repeated until the batch is full.
     """
 
     width: int
@@ -37,16 +37,16 @@ def make_buckets(max_length: int, smallest: int = 64) -> tuple[int, ...]:
 
 
 def choose_buckets(lengths: Sequence[int], count: int) -> tuple[int, ...]:
-    """At most ``count`` buckets, multiples of 8, in which rows of these lengths are padded least.
+    """The at most ``count`` buckets, multiples of 8, that need the least padding for these lengths.
 
-    By dynamic programming over the widths, so that it is exact; fixed by the lengths alone.
+    Exact, by dynamic programming over the widths; deterministic.
     """
     widths, rows = np.unique(-(-np.asarray(lengths, int) // 8) * 8, return_counts=True)
-    before = np.concatenate([[0], np.cumsum(rows)])  # how many rows the first n widths have
-    columns = np.where(before == 0, 0.0, np.inf)  # and how many they fill, in no bucket yet
+    before = np.concatenate([[0], np.cumsum(rows)])  # number of rows in the first n widths
+    columns = np.where(before == 0, 0.0, np.inf)  # least padded columns for them, with 0 buckets
     firsts = []
     for _ in range(min(count, len(widths))):
-        # One more bucket, widths[j], takes the rows of widths[i] to widths[j].
+        # Add a bucket: widths[j] takes the rows of widths[i] to widths[j].
         padded = columns[:-1, None] + widths * (before[1:] - before[:-1, None])
         padded = np.where(np.tri(len(widths), k=-1, dtype=bool), np.inf, padded)
         firsts.append(padded.argmin(axis=0))
@@ -59,10 +59,10 @@ def choose_buckets(lengths: Sequence[int], count: int) -> tuple[int, ...]:
 
 
 def by_length(lengths: Sequence[int], batch_size: int, buckets: Sequence[int]) -> list[Batch]:
-    """Batches that cover all rows once, shortest first, each in the shortest bucket that holds it.
+    """Batches of all rows, sorted by length, each batch in the narrowest bucket that holds it.
 
-    Little is padded this way, and sampled rows end at about the same time. Rows of one length stay
-    in their order.
+    Sorting reduces padding, and sampled rows end at about the same time. Rows of equal length keep
+    their order.
     """
     lengths = np.asarray(lengths, int)
     order = np.argsort(lengths, kind="stable")
@@ -76,7 +76,7 @@ def by_length(lengths: Sequence[int], batch_size: int, buckets: Sequence[int]) -
 
 
 def pad_right(rows: Sequence[np.ndarray], width: int, fill: int = 0) -> np.ndarray:
-    """Rows of different lengths as one array [rows, width], with ``fill`` behind their ends."""
+    """Rows of different lengths as one array [rows, width], padded on the right with ``fill``."""
     padded = np.full((len(rows), width), fill, rows[0].dtype)
     for target, row in zip(padded, rows, strict=True):
         target[: len(row)] = row
@@ -84,9 +84,9 @@ def pad_right(rows: Sequence[np.ndarray], width: int, fill: int = 0) -> np.ndarr
 
 
 def fill_batch(rows: Sequence, batch_size: int | None) -> tuple[list, np.ndarray]:
-    """Rows for a whole batch (None: as many as there are) and their weights, float32 1 or 0.
+    """Rows filled up to a whole batch (None: no filling) and their weights, float32 1 or 0.
 
-    The last row is repeated with weight 0: its numbers are real, not the NaN an empty row can make.
+    Filling repeats the last row with weight 0; an empty row could produce NaN.
     """
     size = batch_size or len(rows)
     assert 0 < len(rows) <= size, f"{len(rows)} rows for a batch of {size}"
@@ -99,17 +99,17 @@ def plan_epoch(
 ) -> list[tuple[int, np.ndarray]]:
     """The batches of one epoch: (bucket, row numbers int[batch_size]) in training order.
 
-    Each row goes to the shortest bucket that holds it. What does not fill a batch there moves up to
-    the next longer bucket; what is left of the longest is dropped for this epoch. So every epoch
-    has ``len(lengths) // batch_size`` batches and no row twice. A pure function: the same (seed,
-    epoch) gives the same plan, another epoch another order and other company.
+    Each row goes to the narrowest bucket that holds it. Rows that do not fill a batch there move to
+    the next wider bucket; the rest of the widest is dropped for this epoch. So every epoch has
+    ``len(lengths) // batch_size`` batches and no row twice. A pure function of its arguments; each
+    epoch has another order and other batches.
 
-    Raises InputError for fewer rows than ``batch_size``, or a row longer than any bucket.
+    Raises InputError for fewer rows than ``batch_size``, or a row longer than every bucket.
     """
     lengths, buckets = np.asarray(lengths, int), np.sort(np.asarray(buckets, int))
     if len(lengths) < batch_size:
         raise InputError(
-            f"batch_size: {batch_size} is more than the {len(lengths)} rows there are; "
+            f"batch_size: {batch_size} is more than the {len(lengths)} rows of the data; "
             "lower it or give more data"
         )
     if lengths.max() > buckets[-1]:

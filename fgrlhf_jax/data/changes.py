@@ -1,14 +1,14 @@
-"""The places that an edit changed, and what each text writes there: rows to teacher-force.
+"""The places that an edit changed, with both continuations at each, as teacher-forced rows.
 
-At a change the two texts differ for the first time since they were last the same. The edited text
-before it is the prefix of both continuations, so that every earlier correction is made already:
+A change begins where the two texts differ for the first time since they were last equal. The edited
+text before it is the prefix of both continuations, so that all earlier corrections are applied:
 
-    original  a b   x y c </s>        prefix a b,   put in p q r c   (the span p q r and c)
-    edited    a b p q r c </s>                      taken out x y c </s>   (the span x y, c and EOS)
+    original  a b   x y c </s>        prefix a b,   put_in p q r c   (the span p q r and c)
+    edited    a b p q r c </s>                      taken_out x y c </s>   (the span x y, c and EOS)
 
-Both continuations have the same number of tokens, so that none is more likely for being shorter:
-that of the longer span, unless the texts differ again, or end, before. Behind an insertion stands
-what the original goes on with, behind a deletion what the edit goes on with.
+Both continuations have the same number of tokens, so that neither is more likely because it is
+shorter: as many as the longer span, or fewer if the texts differ again or end before. The shorter
+span is extended by the tokens that follow it in its text.
 """
 
 import itertools
@@ -26,10 +26,10 @@ class Change(NamedTuple):
 
     Attributes:
       kind: insert, replace or delete, by which of the two spans has tokens.
-      column: of the edited tokens, where the texts differ first.
-      end: the column behind the span that was put in.
-      put_in, taken_out: int32[n], how the edited and the original text go on. n is 0 where one of
-        them has ended, without an EOS: then there is nothing to compare.
+      column: the first differing column of the edited tokens.
+      end: the column after the inserted span.
+      put_in, taken_out: int32[n], continuations in the edited and the original text. n is 0 if a
+        text ends there without an EOS, so that there is nothing to compare.
     """
 
     kind: str
@@ -40,10 +40,10 @@ class Change(NamedTuple):
 
 
 def find_changes(pair: Pair) -> list[Change]:
-    """The changes of an edit in their order.
+    """The changes of an edit, in order.
 
-    An inserted or deleted span that could as well stand further to the right does: the edit "pear
-    pear ," of "pear ," inserts the second one.
+    If a span can be shifted, its rightmost place counts: the edit "pear pear ," of "pear ," inserts
+    the second "pear".
     """
     edited, original = pair.tokens_i, pair.tokens_j
     matched = [(i, j) for i, j in enumerate(pair.partner.tolist()) if j >= 0]
@@ -66,14 +66,14 @@ def find_changes(pair: Pair) -> list[Change]:
 
 
 class ChangedRow(NamedTuple):
-    """An edited response with, behind it, what the original has at every change.
+    """An edited response, followed by the original's continuation at every change.
 
     Attributes:
       tokens: int32[S], prompt and edited response, then ``taken_out`` of each change.
       start: the first column of the response.
       length: tokens of prompt and edited response.
-      unchanged: bool[length], the response tokens that nobody put in.
-      changes: those that can be compared.
+      unchanged: bool[length], the response tokens outside inserted spans.
+      changes: the changes that can be compared.
       row: number of the record.
     """
 
@@ -92,7 +92,7 @@ class ChangedRow(NamedTuple):
 
 
 def make_row(pair: Pair) -> ChangedRow:
-    """The row of an edit; a token with nothing before it is neither changed nor unchanged."""
+    """Makes the row of an edit; a token in column 0 is neither changed nor unchanged."""
     length, start = len(pair.tokens_i), max(pair.start_i, 1)
     changes = find_changes(pair)
     unchanged = np.arange(length) >= start
@@ -106,16 +106,17 @@ def make_row(pair: Pair) -> ChangedRow:
 def pad_rows(rows: Sequence[ChangedRow], bucket: int, batch_size: int) -> dict[str, np.ndarray]:
     """One batch, padded on the right with zeros to ``bucket`` columns.
 
-    Of prompt a, edited b c and a change at c whose original had x y:
+    For prompt a, edited response b c, and a change at c where the original had x y:
 
         tokens     a b c x y 0
         branch     0 0 0 1 1 0       0: prompt and edited response
         positions  0 1 2 2 3 0
-        limit      1 2 3 2 2 0       how many columns of branch 0 a token sees
+        limit      1 2 3 2 2 0       columns of branch 0 that a token sees
 
     Returns:
-      tokens_BS, branch_BS, positions_BS, limit_BS and before_BS (the column of the token before, 0
-      for the first), all int32; mask_BS bool, real tokens. Beyond the rows the last is repeated.
+      tokens_BS, branch_BS, positions_BS, limit_BS and before_BS (the column of the previous token,
+      0 for the first), all int32; mask_BS bool, real tokens. The last row is repeated to fill the
+      batch.
     """
     names = ("branch", "positions", "limit", "before")
     columns: dict[str, list] = {name: [] for name in names}

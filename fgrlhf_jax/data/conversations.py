@@ -1,4 +1,4 @@
-"""Conversations: the turns before an answer, in the forms that data sets have."""
+"""Parsing of conversations in the formats of common data sets."""
 
 import itertools
 import json
@@ -22,19 +22,19 @@ _THOUGHTS = {"reasoning", "reasoning_content", "reasoning_details", "thinking", 
 
 
 def check_texts(value: Mapping[str, Any], where: str, more: Iterable[str] = ()) -> None:
-    """Raises InputError for a row or message with more than texts: tools, images, or ``more``."""
+    """Raises InputError for a row or message with tools, images or the fields in ``more``."""
     for name in sorted(_NOT_TEXT.union(more) & value.keys()):
         if parse_list(value[name]):
             raise InputError(
-                f"{where}: {name} stands beside the text, and only texts can be used; leave such "
-                "rows out, or take the field away"
+                f"{where}: has the field {name}, and only texts are supported; leave such rows "
+                "out, or remove the field"
             )
 
 
 def is_transcript(value: Any) -> bool:
-    """Whether a text is of Anthropic's form: "\\n\\nHuman: … \\n\\nAssistant: …".
+    """Whether a text has Anthropic's format: "\\n\\nHuman: … \\n\\nAssistant: …".
 
-    Where the blank lines in front are lost, an assistant's turn shows it.
+    Without the blank lines at its beginning, it needs an assistant's turn.
     """
     if not isinstance(value, str) or not (text := value.lstrip()).startswith("Human:"):
         return False
@@ -42,18 +42,18 @@ def is_transcript(value: Any) -> bool:
 
 
 def parse_turns(value: Any, where: str) -> Turns:
-    """Messages of OpenAI's, ShareGPT's or Anthropic's form as {"role", "content"}."""
+    """Converts messages in OpenAI's, ShareGPT's or Anthropic's format to {"role", "content"}."""
     if is_transcript(value):
         parts = _TURN.split(value)[1:]
         pairs = zip(parts[::2], parts[1::2], strict=True)
         value = [{"role": role.lower(), "content": text.removeprefix(" ")} for role, text in pairs]
     value = parse_list(value)
-    if isinstance(value, Mapping):  # one message, or a list of them column by column
+    if isinstance(value, Mapping):  # one message, or a table with a column per field
         by_column = all(isinstance(column, list | tuple) for column in value.values())
         rows = zip(*value.values(), strict=False) if by_column else [value.values()]
         value = [dict(zip(value, row, strict=True)) for row in rows]
     if not isinstance(value, list | tuple) or not value:
-        raise InputError(f"{where}: is no list of messages; give role and content of each")
+        raise InputError(f"{where}: is not a list of messages; give role and content of each")
     turns = []
     for each in value:
         message = each if isinstance(each, Mapping) else {}
@@ -65,25 +65,25 @@ def parse_turns(value: Any, where: str) -> Turns:
             content = "".join(texts) if all(isinstance(text, str) for text in texts) else None
         if not isinstance(role, str) or role not in ROLES or not isinstance(content, str):
             raise InputError(
-                f"{where}: {json.dumps(each, default=str)[:80]} is no message with a role "
+                f"{where}: {json.dumps(each, default=str)[:80]} is not a message with a role "
                 "(system, user or assistant) and a text as content; correct it"
             )
         if ROLES[role] == "system" and turns:
-            raise InputError(f"{where}: a system message stands behind others; put it before them")
+            raise InputError(f"{where}: a system message comes after others; put it first")
         if content.strip() or ROLES[role] != "system":
             turns.append({"role": ROLES[role], "content": content})
     return turns or parse_turns([], where)
 
 
 def _part_text(part: Any) -> Any:
-    """The text of a part of a message; None of a thought, an image or the like."""
+    """The text of a part of a message; None for a thought, an image and other types."""
     if not isinstance(part, Mapping):
         return part
     return part.get("text") if part.get("type", "text") in _TEXT_PARTS else None
 
 
 def load_json(text: str) -> Any:
-    """The JSON value; KeyError(name, where the object ends) for a name that an object has twice."""
+    """Parses JSON; raises KeyError(name, end of the object) for a duplicate field in an object."""
     closed = itertools.count()
 
     def make_object(fields: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -98,7 +98,7 @@ def load_json(text: str) -> Any:
 
 
 def parse_list(value: Any) -> Any:
-    """The list in a text that is one in JSON, as a cell of a table; else the value."""
+    """Parses a text that is a JSON list, such as a CSV cell; returns other values unchanged."""
     try:
         return load_json(value) if isinstance(value, str) and value.startswith("[") else value
     except (KeyError, ValueError, RecursionError):
@@ -106,12 +106,12 @@ def parse_list(value: Any) -> Any:
 
 
 def join_prompt(instruction: str, input: str) -> str:
-    """Instruction, blank line, input."""
+    """Joins instruction, blank line and input."""
     return f"{instruction}\n\n{input}" if input else instruction
 
 
 def transcribe(turns: Turns) -> str:
-    """A conversation as people read it."""
+    """A conversation as one readable text, "User: …", "Assistant: …"."""
     if len(turns) == 1:
         return turns[0]["content"]
     return "\n\n".join(f"{turn['role'].capitalize()}: {turn['content']}" for turn in turns)

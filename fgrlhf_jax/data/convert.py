@@ -1,15 +1,15 @@
-"""Converts records of one kind to rows of another: what editors, judges, TRL or AlpacaFarm read.
+"""Converts records to rows of another kind, for editors, judges, TRL or AlpacaFarm.
 
     edits         original, edited                    instructions  output: one side of a pair
-    preferences   output_1, output_2, preference      prompts       the prompt alone, each once
+    preferences   output_1, output_2, preference      prompts       the distinct prompts
     trl           prompt with chosen and rejected, or with completion; texts or messages
     messages      the conversation, one side of a pair at its end
     alpaca_farm   preferences or instructions, with AlpacaFarm's columns only
-    alpaca_eval   annotated pairs or one model's outputs; ``input`` joins the instruction
+    alpaca_eval   annotated pairs or one model's outputs; ``input`` is part of the instruction
 
-The sides of an edit, or of chosen and rejected, become output_1 and output_2 in an order that a
-hash decides, so that neither position is the better one. A row that keeps its kind keeps its
-further fields; any row keeps its id.
+A hash decides which side of an edit, or of chosen and rejected, becomes output_1, so that the
+position does not show which is better. A row that keeps its kind keeps its other fields; every row
+keeps its id.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ SIDES = ("better", "worse")
 
 Row = dict[str, Any]
 
-# What a converted row has under the names of its target; a pair may keep labels and predictions.
+# Fields that a converted row has under the target's names; a pair may keep labels and predictions.
 _REPLACED = {
     *(*formats.PROMPTS, *formats.ANSWERS, *records.FINISHED),
     *("input", "system", "system_prompt", "history", "raw_instruction"),
@@ -39,7 +39,7 @@ _LABELS = {"predictions", "preference", "overall_preference"}
 
 
 def as_preference(pair: Edit | Preference, seed: int = 0) -> Preference:
-    """The same pair with its sides in an order that a hash of its texts decides."""
+    """Converts a pair to a preference; a hash of its texts decides the order of the sides."""
     names, better = records.sides(pair), 1
     texts = records.better_and_worse(pair)
     coin = json.dumps([seed, *records.shown_prompt(pair), *texts]).encode()
@@ -51,7 +51,7 @@ def as_preference(pair: Edit | Preference, seed: int = 0) -> Preference:
 
 
 def json_fields(row: Mapping[str, Any]) -> Row:
-    """The row with text for what JSON cannot hold, such as the dates of a Parquet file."""
+    """Converts values that JSON lacks, such as dates of a Parquet file, to text."""
     return json.loads(json.dumps(dict(row), default=str))
 
 
@@ -64,24 +64,24 @@ def convert_records(
     generator: str = "",
     seed: int = 0,
 ) -> tuple[list[Row], dict[str, int]]:
-    """Rows of the kind ``to``, one of TARGETS, in order, and counts of what was left out.
+    """Converts rows to the kind ``to``, one of TARGETS; also returns counts of left-out rows.
 
     Args:
       rows: records, each with the row that it was read from.
-      side: which response of a pair becomes an instruction's output: the "better" (edited,
-        preferred) or the "worse" one (original, less preferred: what an editor edits).
-      distinct: leave out rows that repeat an earlier one but for the id; prompts always are.
-      generator: the model's name in rows for alpaca_eval that have none.
-      seed: of the order of an edit's sides.
+      side: the response of a pair that becomes an instruction's output: "better" (edited,
+        preferred) or "worse" (original, less preferred; the one to edit).
+      distinct: leave out rows that equal an earlier one except for the id; always on for prompts.
+      generator: the model name for alpaca_eval rows that have none.
+      seed: seed of the order of an edit's sides.
 
     Raises:
-      InputError: for a kind that cannot become ``to``, and when nothing is left.
+      InputError: for a kind that cannot be converted to ``to``, and if no row is left.
     """
     for name, value, choices in (("to", to, TARGETS), ("side", side, SIDES)):
         if value not in choices:
             raise InputError(f"{name}: {value!r} is not one of {', '.join(choices)}")
     counts: Counter[str] = Counter(rows=len(rows), kept=0)
-    in_turns = any(_has_turns(record) for record, _ in rows)  # all or none
+    in_turns = any(_has_turns(record) for record, _ in rows)  # one format for all rows
     seen, converted = set(), []
     for number, (record, row) in enumerate(rows, 1):
         if kind_of(record) == "prompts" and to in ("instructions", "messages", "alpaca_eval"):
@@ -127,7 +127,7 @@ def _convert(
         record = records.as_instruction(record, records.sides(record)[SIDES.index(side)])
         row = id
     elif to in ("instructions", "messages") and side == "worse":
-        raise InputError("an instruction has one response, no worse one; choose side=better")
+        raise InputError("an instruction has only one response; choose side=better")
     is_pair = not isinstance(record, Instruction)
     replaced = _REPLACED - _LABELS if is_pair else _REPLACED
     further = {name: v for name, v in json_fields(row).items() if name not in replaced} | id
@@ -144,10 +144,10 @@ def _convert(
             "rejected: columns=original=rejected,edited=chosen"
         )
     if to == "preferences" and not is_pair:
-        raise InputError("a single response is no preference; give edits or preferences")
+        raise InputError("has a single response, not a preference; give edits or preferences")
     if to == "alpaca_farm":
         if len(turns) > 1:
-            raise InputError("has several turns, and AlpacaFarm's rows have one; choose trl")
+            raise InputError("has several turns, but AlpacaFarm's rows have one; choose trl")
         prompt = {"instruction": turns[0]["content"], "input": ""} if turns else prompt
         is_raw = isinstance(record, Preference) and "raw_preference" in further
         further = id | ({"raw_preference": further["raw_preference"]} if is_raw else {})
@@ -163,14 +163,14 @@ def _convert(
 
 
 def _has_turns(record: Record) -> bool:
-    """Whether a record is a conversation, or has texts that would be read as one."""
+    """Whether a record is a conversation, or has texts that parse as one."""
     texts = [join_prompt(record.instruction, record.input), *records.responses_of(record).values()]
     return bool(record.messages) or any(is_transcript(t) or MESSAGES.match(t) for t in texts)
 
 
 def _chat(record: Record, turns: list[Row], to: str, in_turns: bool) -> Row:
-    """The fields of a row of messages, or of a row for TRL: texts unless in turns."""
-    parts = _instruction(record) if record.input else {}  # which one prompt would not tell apart
+    """The fields of a row of messages or for TRL; with ``in_turns`` as messages, else as texts."""
+    parts = _instruction(record) if record.input else {}  # one prompt would not separate them
     prompt = join_prompt(record.instruction, record.input)
     chat = turns or [{"role": "user", "content": prompt}]
     is_pair = not isinstance(record, Instruction)

@@ -1,6 +1,6 @@
-"""Demonstrations to imitate: records to token ids, and ids to padded batches.
+"""Demonstrations for supervised fine-tuning: records to token ids, and ids to padded batches.
 
-Masks come from lengths, as in ``pairs``. B rows, S columns.
+Masks are computed from lengths, as in ``pairs``. B rows, S columns.
 """
 
 import dataclasses
@@ -37,18 +37,18 @@ def encode_demonstrations(
     overlong: str = "truncate",
     append_eos: bool = True,
 ) -> tuple[list[Demonstration], dict[str, int]]:
-    """Demonstrations of the usable records, in their order, and counts of what was left out.
+    """Encodes the usable records, in order; also returns counts of left-out records.
 
-    A row whose output is empty is left out.
+    Records with an empty output are left out.
 
     Args:
       max_length: tokens of prompt and response.
       overlong: "drop" leaves out rows beyond the limits; "truncate" shortens their prompts
-        (``fit_prompt``) and cuts the responses' tails, their EOS with them.
+        (``fit_prompt``) and truncates the responses, EOS included.
 
     Raises:
-      InputError: for records that are no instructions, limits that leave no room for a response,
-        and when nothing is left.
+      InputError: for records that are not instructions, limits that leave no room for a response,
+        and if no record is left.
     """
     check_limits(overlong, max_prompt_length, max_length)
     options = {"max_prompt_length": max_prompt_length, "append_eos": append_eos}
@@ -87,9 +87,9 @@ def encode_demonstrations(
 def response_widths(
     lengths: Sequence[int], starts: Sequence[int], buckets: Sequence[int]
 ) -> dict[int, int]:
-    """For each bucket the columns of its responses, a multiple of 8 that holds the longest.
+    """The response width of each bucket: the longest response, rounded up to a multiple of 8.
 
-    Of each row ``lengths`` has the tokens, and ``starts`` how many of them are before its response.
+    ``lengths`` has the tokens of each row, ``starts`` the number of tokens before its response.
     """
     lengths, starts, widths = np.asarray(lengths), np.asarray(starts), {}
     for bucket in buckets:
@@ -107,13 +107,13 @@ def pad_demonstrations(
     """One batch, padded on the right to ``bucket`` columns.
 
     Args:
-      batch_size: rows; beyond the demonstrations the last one is repeated with weight 0.
-      response_width: T, see :func:`response_widths`; 0: as ``bucket``.
+      batch_size: rows; the last demonstration is repeated with weight 0 to fill them.
+      response_width: T, see :func:`response_widths`; 0: ``bucket``.
 
     Returns:
-      tokens_BS int32; mask_BS bool, real tokens; columns_BT int32, those of the tokens to imitate,
-      and response_BT bool, which of them are real; weight_B float32, 1 or 0. A token with nothing
-      before it is not imitated.
+      tokens_BS int32; mask_BS bool, real tokens; columns_BT int32, columns of the tokens with a
+      loss; response_BT bool, which of these are real; weight_B float32, 1 or 0. A token in column 0
+      has no loss.
     """
     rows, weight_B = fill_batch(demonstrations, batch_size)
     starts = np.array([max(row.prompt_length, 1) for row in rows])

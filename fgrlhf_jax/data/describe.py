@@ -1,7 +1,7 @@
-"""Statistics of files of records: counts, lengths, repetitions, and prompts that files share.
+"""Statistics of files of records: counts, lengths, duplicates, and prompts that files share.
 
-They are a dict for JSON; :func:`format_table` shows them in a terminal. Two prompts are the same
-when they differ in spacing only, or in how much of them is called input.
+The statistics are a dict for JSON; :func:`format_table` formats them for a terminal. Two prompts
+are equal if they differ only in spacing or in which part of them is the input.
 """
 
 import random
@@ -30,7 +30,7 @@ from fgrlhf_jax.data.tokenizers import Tokenizer
 
 
 class TokenLimits(NamedTuple):
-    """How tokens are counted, and the limits that launch.sft, train_rm and ppo will set."""
+    """Tokenizer and template that count tokens, and the limits of training commands."""
 
     tokenizer: Tokenizer
     template: str
@@ -45,11 +45,11 @@ def describe_files(
     samples: int = 0,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """{"files": [statistics of one file, …], "shared_prompts": [{"files", "prompts"}, …]}.
+    """Computes {"files": [statistics of a file, …], "shared_prompts": [{"files", "prompts"}, …]}.
 
     Args:
-      files: name -> its records with their rows.
-      samples: rows of each file to copy in full, drawn by ``seed``.
+      files: records with their rows, by file name.
+      samples: number of random rows of each file to include in full.
     """
     described = []
     for name, rows in files.items():
@@ -72,7 +72,7 @@ def describe_records(records: Sequence[Record], limits: TokenLimits | None = Non
         for name, text in (prompt | responses_of(record)).items():
             words.setdefault(name, []).append(len(text.split()))
     spans = [len(r.error_spans) for r in records if isinstance(r, Edit) and r.error_spans]
-    unlike = ("id", "error_spans")  # of two rows that are the same
+    unlike = ("id", "error_spans")  # fields in which duplicates may differ
     contents = {tuple(i for i in vars(r).items() if i[0] not in unlike) for r in records}
     statistics = {
         "rows": len(records),
@@ -96,13 +96,13 @@ def describe_records(records: Sequence[Record], limits: TokenLimits | None = Non
 
 
 def length_quantiles(lengths: Sequence[int]) -> dict[str, int]:
-    """Median, 90th centile and maximum, each a length that occurs."""
+    """Median, 90th percentile and maximum, each a length that occurs."""
     values = np.quantile(lengths, (0.5, 0.9, 1.0), method="inverted_cdf")
     return dict(zip(("median", "p90", "max"), map(int, values), strict=True))
 
 
 def _token_statistics(records: Sequence[Record], limits: TokenLimits) -> dict[str, Any]:
-    """Lengths in tokens, and the rows that are too long for the limits; an EOS ends a response."""
+    """Lengths in tokens, and counts of rows beyond the limits; EOS counts."""
     tokenizer, template, max_length, max_prompt_length = limits
     lengths: dict[str, list[int]] = {}
     overlong = overlong_prompts = 0
@@ -128,7 +128,7 @@ def _token_statistics(records: Sequence[Record], limits: TokenLimits) -> dict[st
 
 
 def format_table(statistics: Mapping[str, Any]) -> str:
-    """The statistics of :func:`describe_files` as text, without the samples."""
+    """Formats the statistics of :func:`describe_files` as text, without the samples."""
     heads = ("rows", *KINDS, "distinct prompts", "with input", "duplicates")
     widths = {head: max(7, len(head)) + 2 for head in heads}
     lines = ["".join(f"{head:>{width}}" for head, width in widths.items()) + "  file"]
@@ -167,6 +167,6 @@ def _file_lines(file: Mapping[str, Any]) -> Iterator[str]:
 
 
 def format_fields(fields: Mapping[str, Any]) -> str:
-    """Every field of a row in full."""
+    """Formats every field of a row in full."""
     lines = (f"{name}: {value}" for name, value in fields.items())
     return "\n".join(line.rstrip().replace("\n", "\n    ") for line in lines)

@@ -1,8 +1,8 @@
-"""Rows of a dataset that the `datasets` library loads: of the hub, or of a folder of that form.
+"""Loads datasets with the `datasets` library, from the hub or from a folder.
 
-A dataset of the hub that ships a loading script, as tatsu-lab/alpaca_farm does, no longer loads. It
-is read from the Parquet files that the hub makes of every dataset, CONFIG/SPLIT/*.parquet in a
-branch of their own.
+The library no longer loads datasets with a loading script, such as tatsu-lab/alpaca_farm. These are
+read from the Parquet files that the hub makes of every dataset, CONFIG/SPLIT/*.parquet in a
+separate branch.
 """
 
 import os
@@ -25,9 +25,9 @@ def is_dataset(source: str) -> bool:
 
 
 def load(source: str) -> Any:
-    """One split of a dataset, as ``load_dataset`` returns it; by default the only one or "train".
+    """Loads one split of a dataset, as ``load_dataset``; by default the only one or "train".
 
-    Raises InputError for a dataset that cannot be loaded, and for a choice that is missing.
+    Raises InputError if the dataset cannot be loaded, or if config or split must be chosen.
     """
     import datasets  # seconds to import, and most runs read files
 
@@ -35,7 +35,7 @@ def load(source: str) -> Any:
     local = os.path.isdir(name)
     try:
         try:
-            # An absolute path is never taken for one of the library's own names.
+            # An absolute path cannot be confused with a builder's name.
             path = os.path.abspath(name) if local else name
             loaded = datasets.load_dataset(path, config or None, split=split or None)
         except RuntimeError as error:
@@ -44,7 +44,7 @@ def load(source: str) -> Any:
             loaded = _from_parquet_branch(source, name, config, split)
     except InputError:
         raise
-    except Exception as error:  # of the library, the hub or the network
+    except Exception as error:  # from the library, the hub or the network
         while error.__cause__:
             error = error.__cause__
         reason = " ".join(str(error).split())[:400] or type(error).__name__
@@ -78,9 +78,9 @@ def _from_parquet_branch(source: str, name: str, config: str, split: str):
 
 
 def _choice(value: str, known: Iterable[str], source: str, prefix: str, what: str) -> str:
-    """``value``, or where it is "" the only one known or "train".
+    """Returns ``value``, or for "" the only one of ``known`` or "train".
 
-    Raises InputError, naming the choices, where it is none of them.
+    Raises InputError with the choices if it is not one of them.
     """
     known = sorted(known)
     default = known[0] if len(known) == 1 else "train"

@@ -1,6 +1,6 @@
-"""Messages in rows of data sets: texts that hold some, and trees of them.
+"""Parses messages in rows: texts that hold lists of messages, and message trees.
 
-The trees are as OpenAssistant's (OASST): a row a message, with its parent, or a row a tree.
+The trees are in OpenAssistant's format (OASST): a row per message with its parent, or per tree.
 """
 
 import ast
@@ -21,7 +21,7 @@ Row = Mapping[str, Any]
 # Fields that are never messages.
 _TEXTS = {"instruction", "raw_instruction", "input", "system", "output", "response"}
 _TEXTS |= {"original", "edited", "output_1", "output_2", "text"}
-# In a text: an object that begins like a message, and a role and a content in it or behind it.
+# Matches a text with an object that begins like a message and has a role and a content.
 MESSAGES = re.compile(
     r"(?s)\s*+(?:\[\s*+)?\{\s*(?=[\"'](?:role|content|from|value)[\"']\s*:)"
     rf"(?=.*[\"'](?:role|from)[\"']\s*:\s*[\"'](?:{'|'.join(ROLES)})[\"'])"
@@ -30,7 +30,7 @@ MESSAGES = re.compile(
 
 
 def with_messages(rows: Rows) -> Rows:
-    """The rows with messages for the texts that hold some: JSON, or what Python shows of a list."""
+    """Replaces texts that are lists of messages, in JSON or Python's notation, by the lists."""
     for where, row in rows:
         try:
             if isinstance(row, dict):
@@ -47,22 +47,22 @@ def _parse(text: Any, where: str) -> Any:
         try:
             return parse(text)
         except KeyError as error:
-            reason = f"the field {error.args[0]!r:.60} is there twice in one message; take one out"
+            reason = f"a message has the field {error.args[0]!r:.60} twice; remove one"
             raise InputError(f"{where}: {reason}") from error
         except (ValueError, SyntaxError, RecursionError, MemoryError):
             continue
-    reason = f"{text[:60]!r} is no list of messages in JSON"
+    reason = f"{text[:60]!r} is not a list of messages in JSON"
     raise InputError(f"{where}: {reason}; correct it, or save lists of objects")
 
 
 def unfold(rows: Iterable[tuple[str, Any]], need: str = "any") -> Rows:
-    """Rows as they are; those of message trees become rows of prompts and answers.
+    """Converts rows of message trees to rows of prompts and responses; others stay unchanged.
 
-    Answers to one message that have ranks (0 is best) make pairs, each with each of a lower rank.
+    Ranked responses to one message (0 is best) make pairs: each with every worse one.
 
     Args:
-      need: "pairs": only these; "responses": only the best answer to a message; "prompts": only
-        the messages to answer; "any", "rows": pairs, and each answer without a rank.
+      need: "pairs": only pairs; "responses": only the best response to a message; "prompts": only
+        the messages to answer; "any", "rows": pairs, and each response without a rank.
     """
     rows = iter(rows)
     head = [*itertools.islice(rows, 1)]
@@ -94,7 +94,7 @@ def unfold(rows: Iterable[tuple[str, Any]], need: str = "any") -> Rows:
 
 
 def _answers(replies: list[Row], need: str) -> Iterator[Row]:
-    """The fields of the answers in each row about one message, whose replies are given by rank."""
+    """Yields the response fields of each row about one message; ``replies`` are sorted by rank."""
     ranks = [_rank(reply) for reply in replies]
     if need == "prompts":
         yield {}
@@ -111,7 +111,7 @@ def _answers(replies: list[Row], need: str) -> Iterator[Row]:
 
 
 def _messages(row: Any) -> list[Row]:
-    """The message in a row, or those of the tree in it; [] where there is none."""
+    """The message or the messages of the tree in a row; [] if it has none."""
     if not isinstance(row, Mapping):
         return []
     messages, waiting = [], [row if "parent_id" in row else row.get("prompt")]
@@ -132,7 +132,7 @@ def _rank(message: Row) -> float:
 
 
 def _path(nodes: Mapping[str, tuple[str, Row]], id: str) -> list[Row] | None:
-    """The messages from the root to one, None where one between them is missing."""
+    """The messages from the root to message ``id``; None if one between them is missing."""
     path: dict[str, Row] = {}
     while id in nodes and id not in path:
         message = nodes[id][1]

@@ -1,13 +1,13 @@
 """Pairs of responses for a reward model: records to token ids, and pairs to padded batches.
 
-Both sides of a pair begin with the same tokens, those of the prompt and more. A pair is one row, in
-which these stand, and are computed, once (:func:`pad_pairs`).
+Both sides of a pair begin with the same tokens: the prompt and an equal beginning of the responses.
+A pair is one row, which holds and computes these tokens only once (:func:`pad_pairs`).
 
-Every mask comes from lengths, never from a token id: a tokenizer may have no pad token (LLaMA)
-or pad with its EOS (SmolLM2).
+Masks are computed from lengths, never from token ids: a tokenizer may have no pad token (LLaMA) or
+pad with its EOS (SmolLM2).
 
-Shape suffixes: B pairs, 2 a pair's sides (0 = i, preferred; 1 = j), S columns of a row, or tokens
-of a side; T response tokens.
+Shape suffixes: B pairs, 2 sides (0 = i, preferred; 1 = j), S columns of a row or tokens of a side,
+T response tokens.
 """
 
 import dataclasses
@@ -29,13 +29,13 @@ class Pair:
 
     Attributes:
       tokens_i, tokens_j: int32[Si], int32[Sj], the same prompt, then the response.
-      start_i, start_j: the first column of the response. They differ where one response and the end
-        of the prompt share a token.
+      start_i, start_j: the first column of the response. They differ if one response shares a
+        token with the end of the prompt.
       changed_i, changed_j: bool[Si], bool[Sj], the response tokens without an equal partner.
-      partner: int32[Si], the column of j matched with a column of i; -1 on the prompt, where
-        changed, and where the partner was truncated away.
+      partner: int32[Si], the column of j matched with each column of i; -1 for the prompt, changed
+        tokens, and tokens whose partner was truncated.
       row: number of the record.
-      marked_j: bool[Sj], the response tokens that touch a span which somebody marked as wrong.
+      marked_j: bool[Sj], the response tokens that overlap an annotated error span.
     """
 
     tokens_i: np.ndarray
@@ -50,17 +50,17 @@ class Pair:
 
     @property
     def common(self) -> int:
-        """How many tokens both sides begin with."""
+        """Number of equal tokens at the beginning of both sides."""
         return common_length(self.tokens_i, self.tokens_j)
 
     @property
     def length(self) -> int:
-        """Columns of the pair's row: what the bucket must hold."""
+        """Number of columns of the pair's row."""
         return len(self.tokens_i) + len(self.tokens_j) - self.common
 
 
 def common_length(a: np.ndarray, b: np.ndarray) -> int:
-    """How many tokens two rows begin with in common."""
+    """Number of equal tokens at the beginning of two rows."""
     shorter = min(len(a), len(b))
     differs = a[:shorter] != b[:shorter]
     return int(differs.argmax()) if differs.any() else shorter
@@ -73,21 +73,21 @@ def encode_by_kind(
     data: dict,
     log: Callable[[str], None] = print,
 ) -> dict[str, list[Pair]]:
-    """Pairs by kind ("edits", "preferences"); logs how many records were left out, and why.
+    """Encodes pairs by kind ("edits", "preferences"); logs counts of left-out records by reason.
 
     Args:
-      source: what messages call the records.
-      data: the arguments of ``encode_pairs``.
+      source: name of the data in messages.
+      data: keyword arguments for ``encode_pairs``.
 
     Raises:
-      InputError: for records that are neither, or when no pair is left.
+      InputError: for records of other kinds, or if no pair is left.
     """
     rows_of_kind: dict[str, list[int]] = {"edits": [], "preferences": []}
     for number, row in enumerate(rows):
         if kind_of(row) not in rows_of_kind:
             raise InputError(
-                f"{source}: holds instructions; what is learned from here is edits (original, "
-                "edited) or preferences (output_1, output_2, preference)"
+                f"{source}: holds instructions; give edits (original, edited) or preferences "
+                "(output_1, output_2, preference)"
             )
         rows_of_kind[kind_of(row)].append(number)
     pairs = {}
@@ -98,19 +98,19 @@ def encode_by_kind(
             encoded, counts = encode_pairs([rows[n] for n in numbers], tokenizer, **data)
         except InputError as error:
             raise InputError(f"{source}: {kind}: {error}") from error
-        # `row` counts within the kind; from here on it counts within the file.
+        # Renumber `row` from within the kind to within the file.
         pairs[kind] = [dataclasses.replace(pair, row=numbers[pair.row]) for pair in encoded]
         log(f"{source}: {kind}: " + ", ".join(f"{n} {name}" for name, n in counts.items()))
     return pairs
 
 
 def tell_preferences(pairs: dict[str, list[Pair]]) -> None:
-    """Says of training pairs by kind what a loss that looks at changed tokens makes of them."""
+    """Prints a note that losses on changed tokens treat all tokens of preferences as changed."""
     if "preferences" in pairs:
         print(
             f"train: {len(pairs['preferences'])} preferences: every token counts as changed; to "
-            "learn from what differs only: --config.columns=original=rejected,edited=chosen (or "
-            "your names of these)"
+            "learn from differing tokens only, give --config.columns=original=rejected,"
+            "edited=chosen (or your field names)"
         )
 
 
@@ -125,23 +125,23 @@ def encode_pairs(
     alignment: str = "levenshtein",
     append_eos: bool = True,
 ) -> tuple[list[Pair], dict[str, int]]:
-    """Pairs of the usable records, in their order, and counts of what was left out.
+    """Encodes the usable records as pairs, in order; also returns counts of left-out records.
 
-    An edit is aligned on its whole responses, EOS included, which one that was cut does not have.
-    Of a preference every response token counts as changed and no token has a partner: Equation 4
-    then is Equation 3. A pair whose sides are equal has no gradient and is left out.
+    An edit is aligned before truncation, EOS included unless the response is unfinished. In a
+    preference every response token counts as changed and no token has a partner, so that Equation 4
+    equals Equation 3. A pair with equal sides has no gradient and is left out.
 
     Args:
       max_length: tokens of the prompt and either response.
       overlong: "drop" leaves out rows beyond the limits; "truncate" shortens their prompts
-        (``fit_prompt``) and cuts the responses' tails, their EOS with them.
+        (``fit_prompt``) and truncates the responses, EOS included.
       alignment: a method of :func:`align`.
 
     Returns:
-      The pairs, and {rows = kept + dropped_overlong + unchanged; truncated, of the kept}.
+      The pairs, and counts: rows = kept + dropped_overlong + unchanged; truncated (among kept).
 
     Raises:
-      InputError: for limits that leave no room for a response, and when no pair is left.
+      InputError: for limits that leave no room for a response, and if no pair is left.
     """
     check_limits(overlong, max_prompt_length, max_length)
     options = {"max_prompt_length": max_prompt_length, "append_eos": append_eos}
@@ -154,7 +154,7 @@ def encode_pairs(
         if truncated and overlong == "drop":
             counts["dropped_overlong"] += 1
         elif encoded[0].ids[:max_length] == encoded[1].ids[:max_length]:
-            counts["unchanged"] += 1  # else one side has a changed token
+            counts["unchanged"] += 1
         else:
             method = alignment if isinstance(record, Edit) else None
             pairs.append(_make_pair(*encoded, record, row, method, max_length))
@@ -174,7 +174,7 @@ def encode_pairs(
 def _make_pair(
     edited: Encoded, original: Encoded, record: Record, row: int, method: str | None, length: int
 ) -> Pair:
-    """The pair of two responses, aligned as wholes and seen through a window of ``length``."""
+    """Aligns two whole responses, then truncates both sides to ``length`` tokens."""
     starts = edited.start, original.start
     aligned = align(edited.ids[starts[0] :], original.ids[starts[1] :], method)
 
@@ -201,9 +201,9 @@ def _make_pair(
 def span_labels(
     tokens: Sequence[tuple[int, int]], text: str, spans: Sequence[tuple[int, int]]
 ) -> np.ndarray:
-    """Which tokens of a response touch a marked span of its text: bool[T].
+    """The tokens of a response that overlap an annotated span of its text: bool[T].
 
-    Blanks at a span's ends do not count, since many tokens begin with the blank before their word.
+    Blanks at a span's ends are ignored, since many tokens begin with the blank before their word.
 
     Args:
       tokens: (start, end) characters of each token, as in ``Encoded.spans``.
@@ -220,9 +220,9 @@ def span_labels(
 def pad_pairs(
     pairs: Sequence[Pair], bucket: int, batch_size: int | None = None
 ) -> dict[str, np.ndarray]:
-    """One batch: a row a pair, padded on the right with zeros to ``bucket`` columns.
+    """One batch with a row per pair, padded on the right with zeros to ``bucket`` columns.
 
-    Of i = a b c d and j = a b e f g, and where j's tokens stand:
+    For i = a b c d and j = a b e f g:
 
         tokens     a b c d e f g 0      columns of j  0 1 4 5 6
         branch     0 0 1 1 2 2 2 0
@@ -230,14 +230,14 @@ def pad_pairs(
         before     0 0 1 2 1 4 5 0
 
     Args:
-      batch_size: rows; beyond the pairs the last one is repeated with weight 0.
+      batch_size: rows; the last pair is repeated with weight 0 to fill them.
 
     Returns:
-      Of the row: tokens_BS int32; mask_BS bool, real tokens; branch_BS int8, 0 both sides', 1 the
-      rest of i, 2 the rest of j; positions_BS int32, in the side; before_BS int32, the column of
-      the token before, 0 for the first. Of the sides: columns_B2S int32, where in the row their
-      tokens stand; response_B2S bool, response tokens; changed_B2S bool, U1; partner_BS int32,
-      token of side 0 -> matched token of side 1, or -1. And weight_B float32, 1 or 0.
+      By column of the row: tokens_BS int32; mask_BS bool, real tokens; branch_BS int8, 0 common,
+      1 rest of i, 2 rest of j; positions_BS int32, position in the side; before_BS int32, column of
+      the previous token, 0 for the first. By token of a side: columns_B2S int32, its column in the
+      row; response_B2S bool, response tokens; changed_B2S bool, U1; partner_BS int32, token of side
+      0 -> matched token of side 1, or -1. And weight_B float32, 1 or 0.
     """
     pairs, weight_B = fill_batch(pairs, batch_size)
     shape = (len(pairs), bucket)

@@ -1,8 +1,8 @@
-"""The three kinds of records, and what is asked of them.
+"""The three kinds of records, and functions of their prompts and responses.
 
 Edit         a prompt, original, edited                  (``edited`` is preferred)
 Preference   a prompt, output_1, output_2, preference    (1 or 2)
-Instruction  a prompt, output                            ("" is a prompt without one)
+Instruction  a prompt, output                            ("": a prompt without a response)
 """
 
 import dataclasses
@@ -29,10 +29,10 @@ class Message:
 class Edit:
     """A response and its minimal edit.
 
-    The prompt of any record is either ``instruction`` (with ``input`` or not) or ``messages``, the
-    turns before the response, of which the last is the user's; the other fields are empty then.
-    ``error_spans`` are (start, end) characters of ``original`` that somebody marked as wrong.
-    ``finished``, of any record, says whether a response ended by itself: of an edit the original.
+    The prompt of a record is either ``instruction`` and optional ``input``, or ``messages``: the
+    turns before the response, the last of them the user's; the unused fields are empty.
+    ``error_spans`` are (start, end) character offsets of annotated errors in ``original``.
+    ``finished`` is False for a response that was cut at a length limit; in an edit, the original.
     """
 
     instruction: str
@@ -62,7 +62,7 @@ class Preference:
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """A prompt with a response to imitate; ``output`` is "" where there is none."""
+    """A prompt with a response to imitate; ``output`` is "" without a response."""
 
     instruction: str
     input: str
@@ -79,11 +79,11 @@ RESPONSES = {  # the fields with responses
 
 
 Record = Edit | Preference | Instruction
-RecordAndRow = tuple[Record, Mapping[str, Any]]  # with the row that it was read from
+RecordAndRow = tuple[Record, Mapping[str, Any]]  # the record, and the row it was read from
 
 
 def kind_of(record: Record) -> str:
-    """One of KINDS; a prompt is an instruction with a blank output."""
+    """The kind of a record, one of KINDS; an instruction with a blank output is a prompt."""
     if isinstance(record, Edit):
         return "edits"
     if isinstance(record, Preference):
@@ -92,32 +92,32 @@ def kind_of(record: Record) -> str:
 
 
 def responses_of(record: Record) -> dict[str, str]:
-    """The responses of a record by the names of their fields, without blank ones."""
+    """The non-blank responses of a record by field name."""
     responses = {name: getattr(record, name) for name in RESPONSES[type(record)]}
     return {name: text for name, text in responses.items() if text.strip()}
 
 
 def shown_prompt(record: Record) -> tuple[str, str]:
-    """(instruction, input) as people and judges read them; of several turns (transcript, "")."""
+    """(instruction, input) as shown to people and judges; (transcript, "") for several turns."""
     if not record.messages:
         return record.instruction, record.input
     return conversations.transcribe([dataclasses.asdict(turn) for turn in record.messages]), ""
 
 
 def prompt_text(record: Record) -> str:
-    """The prompt as people and judges read it, as one text."""
+    """The prompt as shown to people and judges, as one text."""
     return conversations.join_prompt(*shown_prompt(record))
 
 
 def prompt_fields(record: Record) -> dict[str, Any]:
-    """Fields of a row that show a record's prompt; messages too where it has several turns."""
+    """Row fields of a record's prompt: instruction, input, and messages if it has several turns."""
     instruction, input = shown_prompt(record)
     turns = [dataclasses.asdict(turn) for turn in record.messages]
     return {"instruction": instruction, "input": input} | ({"messages": turns} if turns else {})
 
 
 def alpaca_eval_prompt(record: Record) -> dict[str, Any]:
-    """A prompt as alpaca_eval reads it, all of it in the instruction, with its parts beside."""
+    """Row fields of a prompt for alpaca_eval: the whole prompt as instruction, and its parts."""
     fields = prompt_fields(record) | {"raw_instruction": record.instruction}
     if record.messages or not record.input:
         del fields["input"], fields["raw_instruction"]
@@ -125,23 +125,23 @@ def alpaca_eval_prompt(record: Record) -> dict[str, Any]:
 
 
 def sides(pair: Edit | Preference) -> tuple[str, str]:
-    """The fields of the edited or preferred response of a pair, and of the other one."""
+    """The field names of a pair's better (edited or preferred) and worse response."""
     first, second = RESPONSES[type(pair)]
     is_first = isinstance(pair, Preference) and pair.preference == 1
     return (first, second) if is_first else (second, first)
 
 
 def better_and_worse(pair: Edit | Preference) -> tuple[str, str]:
-    """The edited or preferred response of a pair, and the other one."""
+    """A pair's better (edited or preferred) and worse response."""
     better, worse = sides(pair)
     return getattr(pair, better), getattr(pair, worse)
 
 
 def is_finished(record: Record, name: str) -> bool:
-    """Whether the response in the field ``name`` ended by itself.
+    """Whether the response in the field ``name`` is complete.
 
-    The edit of a response that was cut is cut too, unless its last word is another: then an editor
-    gave it an end.
+    The edit of a cut response counts as cut too, unless its last word differs: then the editor
+    completed it.
     """
     if isinstance(record, Preference):
         return record.finished_1 if name == "output_1" else record.finished_2
@@ -151,11 +151,11 @@ def is_finished(record: Record, name: str) -> bool:
 
 
 def unfinished_fields(record: Record, names: Sequence[str] = ()) -> dict[str, bool]:
-    """The fields of a row that say which responses were cut; {} where none was.
+    """The row fields ``finished…`` of cut responses, all False; {} if none was cut.
 
     Args:
-      names: the fields of a record's responses that are first and second in a row of a pair; ()
-        where the row is of the record's own kind.
+      names: the record's fields that become the first and second response of a pair's row; () if
+        the row has the record's own kind.
     """
     cut = {f"finished_{n}": is_finished(record, name) for n, name in enumerate(names, 1)}
     cut = cut or {name: getattr(record, name, True) for name in FINISHED}
@@ -163,22 +163,22 @@ def unfinished_fields(record: Record, names: Sequence[str] = ()) -> dict[str, bo
 
 
 def as_instruction(record: Record, name: str) -> Instruction:
-    """A record's prompt with the response in the field ``name``."""
+    """An Instruction with a record's prompt and the response in the field ``name``."""
     prompt = record.instruction, record.input
     return Instruction(*prompt, getattr(record, name), record.messages, is_finished(record, name))
 
 
 def better_response(record: Record) -> Instruction:
-    """A record's prompt with its only or its better response."""
+    """An Instruction with a record's prompt and its only or better response."""
     return record if isinstance(record, Instruction) else as_instruction(record, sides(record)[0])
 
 
 def prompt_key(record: Record) -> tuple[str, str]:
-    """What prompts are told apart by: instruction and input without outer blanks."""
+    """A key that distinguishes prompts: instruction and input without outer blanks."""
     instruction, input = shown_prompt(record)
     return instruction.strip(), input.strip()
 
 
 def same_prompt(record: Record) -> str:
-    """One text for all spellings of a prompt: other blanks, normal form or share of an input."""
+    """A key that ignores blanks, Unicode normal form and which part of the prompt is the input."""
     return " ".join(unicodedata.normalize("NFC", prompt_text(record)).split())

@@ -153,8 +153,8 @@ def test_alpaca_farms_rows_come_back_as_they_were(tmp_path):
     [
         ([FIRST], "edits", {}, "row 1: preferences hold no edits; have responses edited"),
         ([EDIT, ANSWER], "edits", {}, "row 2: instructions hold no edits"),
-        ([ANSWER], "preferences", {}, "row 1: a single response is no preference; give edits"),
-        ([ANSWER], "instructions", {"side": "worse"}, "no worse one; choose side=better"),
+        ([ANSWER], "preferences", {}, "row 1: has a single response, not a preference; give"),
+        ([ANSWER], "instructions", {"side": "worse"}, "has only one response; choose side=better"),
         ([PROMPT], "instructions", {}, "none of the 1 rows has an output; choose prompts"),
         ([EDIT, ANSWER], "alpaca_farm", {}, "of several kinds"),
         ([ANSWER, FIRST], "alpaca_eval", {}, "of several kinds"),

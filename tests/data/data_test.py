@@ -221,7 +221,7 @@ BAD = [
     (CONVERT | {"to": "trl", "input": "edits.jsonl,answers.jsonl"}, "are of several kinds (pair"),
     (CONVERT | {"input": "scored.jsonl"}, "chosen_score is 1, and rejected_score is 2"),
     (CONVERT | {"output": ""}, "output is empty; give --config.output="),
-    (CONVERT | {"input": "answers.jsonl"}, "row 1: a single response is no prefer"),
+    (CONVERT | {"input": "answers.jsonl"}, "row 1: has a single response, not a"),
     (CONVERT | {"columns": "predictions"}, "edits.jsonl:1: misses the field 'predictions'"),
     ({"tokenizer": "nowhere"}, "nowhere: no such model"),
     ({"tokenizer": "tokenizer", "template": "chat"}, "has no chat template"),

@@ -171,8 +171,8 @@ REFUSED = [
     ({"prompt": SKY, "chosen": turns("a"), "rejected": [GREEN]}, "chosen ends with no answer"),
     ({"messages": [*turns("a", "b"), GREEN], "output": "x"}, "do not end with one of the user"),
     ({"messages": [*turns(" "), GREEN]}, "messages: the user's message before the .* is empty"),
-    ({"messages": [{"role": "tool", "content": "x"}]}, "messages: .* is no message with a role"),
-    ({"messages": "Hi"}, "messages: is no list of messages"),
+    ({"messages": [{"role": "tool", "content": "x"}]}, "messages: .* is not a message with a role"),
+    ({"messages": "Hi"}, "messages: is not a list of messages"),
     ({"messages": [*turns(SKY), GREEN | {"weight": 0}]}, "weight is 0, a response not to learn"),
     ({"prompt": SKY, "completion": [GREEN | {"weight": "0"}]}, "weight is 0, a response not to"),
     ({"messages": turns(SKY), "input": "A text.", "output": "A"}, "input and messages hold two di"),
@@ -192,7 +192,7 @@ REFUSED = [
     (ULTRA | {"chosen_rm_score": 1, "rejected_rm_score": 2}, "chosen_rm_score is 1, and"),
     (ULTRA | {"margin": "-0.5"}, "margin is -0.5: the rejected answer is better; exchange the"),
     (ULTRA | {"rejected-rating": 9, "chosen-rating": 8}, "chosen-rating is 8, .* take these fiel"),
-    ({"messages": [*turns("a"), {"role": "system", "content": "x"}]}, "a system message stands"),
+    ({"messages": [*turns("a"), {"role": "system", "content": "x"}]}, "a system message comes"),
     *(
         ({"prompt": SKY, "completion": "Blue.", "label": label}, "label is false")
         for label in (False, 0, "False")
@@ -202,16 +202,16 @@ REFUSED = [
         for label in (-1, "no")
     ),
     *(
-        ({"prompt": SKY, "completion": "Blue.", name: value}, f"{name} stands beside the text, and")
+        ({"prompt": SKY, "completion": "Blue.", name: value}, f"has the field {name}, and only")
         for name, value in {"tools": [{"name": "f"}], "images": '["x"]', "image": "a.png"}.items()
     ),
-    ({"messages": turns(SKY), "chat_template_kwargs": {"a": 1}}, "_kwargs stands beside the text"),
+    ({"messages": turns(SKY), "chat_template_kwargs": {"a": 1}}, "the field chat_template_kwargs"),
     *(
         ({"messages": [*turns(SKY), {"role": "assistant", "content": "A", name: [{}]}]}, name)
         for name in ("tool_calls", "function_call", "reasoning_content", "thinking")
     ),
     *(
-        ({"messages": [*turns(SKY), {"role": "assistant", "content": [part]}]}, "is no message")
+        ({"messages": [*turns(SKY), {"role": "assistant", "content": [part]}]}, "is not a message")
         for part in ({"type": "reasoning", "text": "A"}, {"type": "image", "text": ""})
     ),
     ({"instruction": SKY, "output": "A", "history": ["Hi"]}, "history is no list of .question"),

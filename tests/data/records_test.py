@@ -148,7 +148,7 @@ def test_messages_in_cells_are_messages(write, show):
     assert read(write(*csv.DictReader(io.StringIO(head + row)), name="a.jsonl")) == rows
     assert read(write(*csv.DictReader(io.StringIO(head + row)), name="a.parquet")) == rows
     write(data=f"{head}{row}".replace("}]", "} {}]").encode(), name="a.csv")  # numpy's
-    with pytest.raises(InputError, match=r"a\.csv:2: .* is no list of messages in JSON; correct"):
+    with pytest.raises(InputError, match=r"a\.csv:2: .* is not a list of messages in JSON; "):
         read("a.csv")
     with pytest.raises(InputError, match=r"a\.csv:1: 'output' names two columns; rename one"):
         read(write(data=b"instruction,output,output\na,b,c\n", name="a.csv"))

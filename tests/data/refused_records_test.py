@@ -18,7 +18,10 @@ BAD_LINES = [
     (b'{"instruction": ' + b"1" * 5000 + b"}", "cannot be read"),
     (b'{"instruction": "a", "output": "b", "output": "c"}', "the field 'output' is there twice"),
     (b'{"messages": [{"role": "}", "content": "a", "role": "user"}]}', "'role' is there twice"),
-    (b'{"messages": "[{\\"role\\": \\"user\\", \\"role\\": \\"user\\"}]"}', "is no list of mess"),
+    (
+        b'{"messages": "[{\\"role\\": \\"user\\", \\"role\\": \\"user\\"}]"}',
+        "is not a list of mess",
+    ),
     (b"[1, 2]", "is not an object"),
     (b'"text"', "is not an object"),
     (b"null", "is not an object"),
@@ -36,7 +39,7 @@ BAD_FIELDS = [
     (EDIT, "edited", "\ud83d", "invalid Unicode"),
     (EDIT, "edited", 5, "'edited' is 5, not a string"),
     (EDIT, "original", None, "'original' is null, not a str"),
-    (INSTRUCTION, "output", ["a"], "output: .* is no message with a role"),
+    (INSTRUCTION, "output", ["a"], "output: .* is not a message with a role"),
     (EDIT, "input", 0, "'input' is 0, not a string"),
     (EDIT, "instruction", {}, "'instruction' is {}, not"),
     (EDIT | {"input": ""}, "instruction", " ", "are both empty"),
@@ -87,7 +90,7 @@ def test_bad_row_of_a_list_or_table_is_named(write):
         (
             "a.csv",
             b'prompt,output\n"[{""role"": ""user"", ""role"": ""user"", ""content"": 1}]",b\n',
-            "a.csv:2: the field 'role' is there twice",
+            "a.csv:2: a message has the field 'role' twice",
         ),
         *(
             ("a.json", data, "a.json: holds no rows")

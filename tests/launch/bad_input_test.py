@@ -54,7 +54,7 @@ TRAIN = [
     ({"train": "nowhere.jsonl"}, "nowhere.jsonl: there is no such file"),
     ({"train": "DATA/instructions.jsonl"}, "instructions.jsonl:1: has one response"),
     ({"validation": "DATA/instructions.jsonl"}, "instructions.jsonl:1: has one response"),
-    ({"batch_size": 64}, "batch_size: 64 is more than the 48 rows there are"),
+    ({"batch_size": 64}, "batch_size: 64 is more than the 48 rows of the data"),
     ({"train": ""}, "train is empty; give --config.train=FILE"),
     ({"validation": "", "validation_share": 0.0}, "none is left for validation"),
     (

@@ -75,7 +75,7 @@ def test_how_likely_both_sides_are(capsys):
     ("fields", "message"),
     [
         ({}, "model is empty; give --config.model=FOLDER of the policy"),
-        ({"model": "policy", "outputs": "edited.json"}, "outputs=edited.json: has no part in edit"),
+        ({"model": "policy", "outputs": "edited.json"}, "outputs=edited.json: cannot be used with"),
         ({"model": "policy", "output": "o.csv"}, "output=o.csv: give a FILE.json"),
         ({"model": "policy", "edits": "edited.json"}, "edits: some rows are no edits"),
     ],

@@ -149,11 +149,11 @@ def test_a_prompt_is_a_text_a_record_or_messages(model):
 @pytest.mark.parametrize(
     ("prompt", "message"),
     [
-        (7, "prompt: messages: is no list of messages"),
+        (7, "prompt: messages: is not a list of messages"),
         ({"text": "x"}, "prompt: misses the field 'instruction'"),
-        (["x"], "is no message with a role"),
+        (["x"], "is not a message with a role"),
         ([], "prompt: messages is empty; give a prompt"),
-        ([{"role": "tool", "content": "x"}], '"tool".* is no message with a role'),
+        ([{"role": "tool", "content": "x"}], '"tool".* is not a message with a role'),
         ("apple " * 59, r"max_new_tokens=6 are more than the model's 64 positions"),
     ],
 )
