@@ -45,7 +45,7 @@ from fgrlhf_jax.data.row_fields import (
     text_of,
     without_prompt,
 )
-from fgrlhf_jax.data.text_forms import restore_line_ends
+from fgrlhf_jax.data.text_forms import restore_line_ends, restore_normal_form
 from fgrlhf_jax.errors import InputError
 
 COMPARISONS = "comparisons"
@@ -116,8 +116,10 @@ def parse_row(
         return [record for part in parts for record in part]
     names = layout[:2]
     answers, before = _answers(row, names, where, columns, kind is Instruction or is_candidate)
-    if kind is Edit and "\r" in answers[0] and "\r" not in answers[1]:
-        answers[1] = restore_line_ends(answers[1], answers[0])
+    if kind is Edit:
+        answers[1] = restore_normal_form(answers[1], answers[0])
+        if "\r" in answers[0] and "\r" not in answers[1]:
+            answers[1] = restore_line_ends(answers[1], answers[0])
     if len(set(answers)) == 1 and len(names) > 1 and not is_candidate:
         reason = f"{' and '.join(names)} are equal and teach nothing"
         raise InputError(f"{where}: {reason}; give two that differ")

@@ -38,6 +38,12 @@ def restore_line_ends(text: str, original: str) -> str:
     return _restore(before, after, keys, lambda new: re.sub(r"(?<!\r)\n", line_end, new))
 
 
+def restore_normal_form(text: str, original: str) -> str:
+    """A text in the normal form, NFC or NFD, that the original is in, unless it is in both."""
+    forms = [form for form in ("NFC", "NFD") if unicodedata.is_normalized(form, original)]
+    return unicodedata.normalize(forms[0], text) if len(forms) == 1 else text
+
+
 def restore_form(text: str, original: str) -> str:
     """A text with the form of the original in every word and blank that they share.
 
@@ -49,11 +55,9 @@ def restore_form(text: str, original: str) -> str:
     if before_keys == after_keys:
         before_keys, after_keys = ([_key(unit, {}) for unit in side] for side in (before, after))
     line_end = max(ends, key=ends.count, default="\n")
-    composed = unicodedata.is_normalized("NFC", original)
-    form = "NFD" if not composed and unicodedata.is_normalized("NFD", original) else "NFC"
 
     def convert(new: str) -> str:
-        return unicodedata.normalize(form, _LINE_END.sub(line_end, new))
+        return restore_normal_form(_LINE_END.sub(line_end, new), original)
 
     return _restore(before, after, (before_keys, after_keys), convert)
 

@@ -183,9 +183,10 @@ LAYOUTS = {
         {"instruction": SKY, "original": "Green.\r\nOr so.", "edited": "Blue.\nOr so."},
         Edit(SKY, "", "Green.\r\nOr so.", "Blue.\r\nOr so."),
     ),
-    "an edit of different line ends that a browser changed": (
-        {"instruction": SKY, "original": "Green.\r\nOr\nso.", "edited": "Blue.\nOr\nso."},
-        Edit(SKY, "", "Green.\r\nOr\nso.", "Blue.\r\nOr\nso."),
+    "an edit of other line ends and in another normal form": (
+        {"instruction": SKY, "original": "Vert fonce\u0301.\r\nOr\nso."}
+        | {"edited": "Bleu fonc\u00e9.\nOr\nso."},
+        Edit(SKY, "", "Vert fonce\u0301.\r\nOr\nso.", "Bleu fonce\u0301.\r\nOr\nso."),
     ),
     "our edit of a conversation": (
         {"messages": turns("Hi", "Hello", SKY), "original": "Green.", "edited": "Blue."},
