@@ -1,6 +1,6 @@
-"""Chat templates: a conversation as text and ids, with no control token but the template's.
+"""Chat templates: renders conversations as text and ids, with no control tokens but the template's.
 
-And whether a tokenizer's control tokens go with a model.
+It also checks that a tokenizer's control tokens fit a model.
 """
 
 import contextlib
@@ -20,8 +20,8 @@ from fgrlhf_jax.data.tokenizers import Tokenizer
 from fgrlhf_jax.errors import InputError
 
 OTHER_TEMPLATE = "--config.template=alpaca (or plain)"
-_UNTYPED = f"\ue000{secrets.token_hex(8)}"  # private use, and not to be guessed
-# A prompt must not read the clock: it is always Llama 3's default day.
+_UNTYPED = f"\ue000{secrets.token_hex(8)}"  # private use character and a random text
+# Prompts must not depend on the clock: the day is always Llama 3's default.
 _FORMS = (f"%{form}" for form in (*"aAbBdeDFHIjmMpSTuUwWyYZ", "-d", "-e", "-m", "-H", "-I"))
 _DAY = {form: datetime.datetime(2024, 7, 26, 12).strftime(form) for form in _FORMS}
 _FORM = "form" + "".join(f"|replace({name!r}, {value!r})" for name, value in _DAY.items())
@@ -30,7 +30,7 @@ _FLAGS = ("single_word", "lstrip", "rstrip", "normalized")  # of an added token
 
 
 class Parts(NamedTuple):
-    """A rendered text: the prompt, the response as written, what stands between and behind."""
+    """A rendered text: prompt, template text before the response, response, and text after it."""
 
     prompt: str
     opening: str = ""
@@ -39,7 +39,7 @@ class Parts(NamedTuple):
 
 
 class Tokens(NamedTuple):
-    """The ids of a text, the characters of each, and {place: characters} of its control tokens."""
+    """The ids of a text, the character span of each, and {index: span} of its control tokens."""
 
     ids: list[int]
     offsets: list[tuple[int, int]]
@@ -49,9 +49,9 @@ class Tokens(NamedTuple):
 def render_chat(
     tokenizer: Tokenizer, messages: Sequence[Message], answer: str | None = None
 ) -> str:
-    """Messages and the opening of the assistant's turn, or with an answer in it.
+    """Renders messages and the opening of the assistant's turn, or the turn with an answer.
 
-    Raises InputError with the template's words, where it fails.
+    Raises InputError with the template's error message if it fails.
     """
     answers = [] if answer is None else [Message("assistant", answer)]
     try:
@@ -73,8 +73,8 @@ def render_chat(
 
 @functools.lru_cache(maxsize=16)
 def shows_user(tokenizer: Tokenizer, template: str) -> bool:
-    """Whether its chat template writes what the user says; one for parts of messages may not."""
-    with contextlib.suppress(InputError):  # of which encoding a prompt tells
+    """Whether the chat template writes the user's text; templates for message parts may not."""
+    with contextlib.suppress(InputError):  # reported when a prompt is encoded
         first, second = (
             render_chat(tokenizer, [Message("user", text)]) for text in ("say 5>", "say 7>")
         )
@@ -83,7 +83,7 @@ def shows_user(tokenizer: Tokenizer, template: str) -> bool:
 
 
 def check_opening(tokenizer: Tokenizer) -> str:
-    """A sentence where the chat template writes no answer right behind its prompt, else ""."""
+    """A warning if the chat template does not write answers directly after its prompt, else ""."""
     opened = ""
     with contextlib.suppress(InputError):  # it wants other turns, which a file may have
         texts = [render_chat(tokenizer, [Message("user", "a")], answer) for answer in (None, "b")]
@@ -94,19 +94,19 @@ def check_opening(tokenizer: Tokenizer) -> str:
 
 
 def chat_parts(tokenizer: Tokenizer, messages: Sequence[Message], response: str | None) -> Parts:
-    """Prompt and response as the chat template writes them, or one after the other.
+    """Prompt and response as the chat template renders them, or else simply concatenated.
 
-    The latter where the template does not write an assistant's last turn right behind this prompt,
-    or another text than the response. Where it writes it is seen from another text in its place.
+    They are concatenated if the template does not write the assistant's last turn directly after
+    this prompt, or changes the response. A placeholder shows where the template writes it.
     """
     prompt = render_chat(tokenizer, messages)
     if response is None:
         return Parts(prompt)
-    answer = f"{_UNTYPED}="  # a message may hold hidden names, which begin alike
+    answer = f"{_UNTYPED}="  # differs from _UNTYPED names that a message may contain
     try:
         whole = render_chat(tokenizer, messages, response)
         before, _, after = render_chat(tokenizer, messages, answer).partition(answer)
-    except InputError:  # some templates want the user's turn last
+    except InputError:  # some templates require the user's turn last
         whole, before, after = "", prompt, ""
     written = whole[len(before) : len(whole) - len(after)]
     opening = before[len(prompt) :]
@@ -122,12 +122,11 @@ def chat_parts(tokenizer: Tokenizer, messages: Sequence[Message], response: str 
 def encode_chat(
     tokenizer: Tokenizer, messages: Sequence[Message], response: str | None
 ) -> tuple[Parts, Tokens]:
-    """The rendered text and its ids.
+    """Renders a conversation; returns the text and its ids.
 
-    Where the text has other control tokens than that of other messages has, a message may spell
-    one, or its text and the template's together. Then it is seen where the template's own are, and
-    these get names that nobody has typed; a tokenizer that knows them by these names only reads the
-    whole.
+    If the text has other control tokens than short test messages give, a message may spell one, or
+    a message and the template together. Then the template's own control tokens get random names,
+    and a tokenizer that knows them only by these names encodes the text.
     """
     parts = chat_parts(tokenizer, messages, response)
     text = "".join(parts)
@@ -156,7 +155,7 @@ def encode_chat(
 def own_controls(
     tokenizer: Tokenizer, template: str, roles: tuple[str, ...], is_prompt: bool
 ) -> list[int] | None:
-    """The ids of the control tokens around short messages; None where the template refuses them."""
+    """The ids of the control tokens around short messages; None if the template rejects them."""
     messages = [Message(role, "a") for role in roles]
     try:
         parts = chat_parts(tokenizer, messages, None if is_prompt else "a")
@@ -173,11 +172,11 @@ def _name_controls(
     parts: Parts,
     tokens: Tokens,
 ) -> Parts:
-    """The rendered text with names in place of the template's own control tokens.
+    """Replaces the template's own control tokens in the rendered text by names.
 
-    While the template runs, characters of the messages stand between two signs: all; or, where it
-    then writes another text, which depends on theirs, the outer ones and one of every control
-    token; or the latter alone.
+    To find them, it renders messages whose characters are enclosed in two marks: all characters; or
+    if the template then writes another text, the outer ones and one of every spelt control token;
+    or only the latter.
     """
     contents = "".join([*(message.content for message in messages), response or ""])
     before, behind = [chr(code) for code in range(0xE100, 0xF8FF) if chr(code) not in contents][:2]
@@ -207,14 +206,14 @@ def _name_controls(
     for part in marked:
         ids, _, controls = tokenize(tokenizer, part, control=True)
         for place, (start, end) in reversed(controls.items()):
-            if end - start > 1 or part[start - 1 : start] != before:  # else a message spells it
+            if end - start > 1 or part[start - 1 : start] != before:  # not from a message
                 part = f"{part[:start]}{_UNTYPED}+{ids[place]}+{part[end:]}"
         names.append(part.translate(unmark))
     return Parts(*names)
 
 
 def tokenize(tokenizer: Tokenizer, text: str, *, control: bool = False) -> Tokens:
-    """The ids of a text; ``control``: control tokens in it are read as such, else spelt out."""
+    """Encodes a text; ``control``: parse control tokens in it, instead of spelling them out."""
     encoded = tokenizer(
         text,
         add_special_tokens=False,
@@ -232,7 +231,7 @@ def tokenize(tokenizer: Tokenizer, text: str, *, control: bool = False) -> Token
 
 
 def _tokens(text: str, ids: list[int], offsets: list[tuple[int, int]], special) -> Tokens:
-    """With the places of the ``special`` ids, whose characters may have blanks around them."""
+    """Adds the spans of the ``special`` ids, without the blanks that they may cover."""
     controls = {}
     for place, index in enumerate(ids):
         if index in special:
@@ -246,8 +245,8 @@ def _tokens(text: str, ids: list[int], offsets: list[tuple[int, int]], special) 
 def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, template: str = "chat") -> None:
     """Raises InputError if text or template can give an id beyond the model's embedding.
 
-    A control token without a row, such as one added to pad with, is fine unless it is BOS or EOS or
-    the chat template writes it, in one piece or in several: nothing else makes one of a text.
+    A control token beyond it, such as an added pad token, is allowed unless it is BOS or EOS or the
+    chat template writes it, since texts never become control tokens.
     """
     added = tokenizer.added_tokens_decoder
     written = {tokenizer.bos_token_id, tokenizer.eos_token_id}
@@ -271,10 +270,10 @@ def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, template: str = "cha
 
 
 def check_end_of_turn(tokenizer: Tokenizer, template: str, ends: Collection[int]) -> str:
-    """A sentence where what ends a response in training does not end a generated one, else ""."""
+    """A warning if the token that ends responses in training does not end generation, else ""."""
     parts = Parts("")
     if template == "chat":
-        with contextlib.suppress(InputError):  # it wants other turns, which a file may have
+        with contextlib.suppress(InputError):  # it requires other turns, which a file may have
             parts = chat_parts(tokenizer, (Message("user", "a"),), "a")
     tokens = tokenize(tokenizer, parts.closing, control=True)
     written = [tokenizer.convert_ids_to_tokens(tokens.ids[place]) for place in tokens.controls]

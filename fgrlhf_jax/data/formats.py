@@ -1,9 +1,9 @@
-"""The layouts that rows of people's data sets have, and the record in each of them.
+"""Parses rows of common data-set layouts into records.
 
-A row is a prompt and what answers it. :data:`LAYOUTS` names the fields of the answers and
-:data:`PROMPTS` those of the prompt; both are recognised apart, so that any prompt goes with any
-answers. A prompt is a text or a conversation, an answer a text, a message, or a conversation that
-ends with it. Of two layouts that fit one row none is taken: ``columns`` decides.
+A row has a prompt and answers. :data:`LAYOUTS` has the field names of answers, :data:`PROMPTS`
+those of prompts; they are recognised independently, so that every combination works. A prompt is a
+text or a conversation; an answer is a text, a message, or a conversation that ends with it. If two
+layouts fit a row, ``columns`` must choose.
 """
 
 import itertools
@@ -55,9 +55,9 @@ LAYOUTS = {
     ("output_1", "output_2", "preference"): Preference,  # AlpacaFarm, alpaca_eval
     ("chosen", "rejected"): Preference,  # TRL, UltraFeedback, HH-RLHF
     ("response1", "response2", "overall_preference"): Preference,  # HelpSteer3's preference
-    ("preferred_output", "non_preferred_output"): Preference,  # OpenAI, behind input.messages
+    ("preferred_output", "non_preferred_output"): Preference,  # OpenAI, with input.messages
     ("good_edited_response", "bad_edited_response"): Preference,  # HelpSteer3's edit_quality
-    ("predictions", "preference"): COMPARISONS,  # qa_feedback; only where columns names them
+    ("predictions", "preference"): COMPARISONS,  # qa_feedback; only if columns names them
     ("output",): Instruction,
     ("completion",): Instruction,  # TRL
     ("response",): Instruction,  # Dolly
@@ -67,22 +67,22 @@ _FLAGS = {name: flag for pair in _PAIRS for name, flag in zip(pair, FINISHED[1:]
 ANSWERS = tuple(dict.fromkeys(itertools.chain(*LAYOUTS)))
 FIELDS = (*ANSWERS, *PROMPTS, "input", "system", "history", "id", "error_spans", *FINISHED)
 
-# Of the better answer the higher one, as neither its rank nor its toxicity_score is.
+# Fields in which the better answer has the higher value, unlike rank or toxicity_score.
 _SCORE = re.compile(r"(?=.*chosen)(?:(?:chosen|score|rating|reward|rm|avg|mean|overall)s?[-_ .]?)+")
-_CUT = {"length", "max_tokens", "max_output_tokens", "model_length"}  # as servers say it
+_CUT = {"length", "max_tokens", "max_output_tokens", "model_length"}  # finish reasons of servers
 
 
 def parse_columns(text: str) -> dict[str, str]:
-    """{field: column} of "prompt=question,chosen"; a field without "=" is a column of that name.
+    """Parses "prompt=question,chosen" to {field: column}; without "=" both have the same name.
 
-    Raises InputError for what is no field of :data:`FIELDS`.
+    Raises InputError for a field that is not in :data:`FIELDS`.
     """
     columns = {}
     for part in filter(None, map(str.strip, text.split(","))):
         field, _, column = part.partition("=")
         if field not in FIELDS:
             raise InputError(
-                f"columns={text:.200}: {field!r:.60} is no field; write field=column[,…] with "
+                f"columns={text:.200}: {field!r:.60} is not a field; write field=column[,…] with "
                 f"fields of {', '.join(FIELDS)}"
             )
         columns[field] = column or field
@@ -92,14 +92,14 @@ def parse_columns(text: str) -> dict[str, str]:
 def parse_row(
     row: Any, where: str, need: str = "any", columns: Mapping[str, str] = MappingProxyType({})
 ) -> list[Record]:
-    """The records in a row, checked; more than one where a row compares several answers.
+    """Parses and checks a row; returns several records if it compares several answers.
 
     Args:
-      where: the row's place, which opens every message.
-      need: "pairs": an Instruction is refused; "prompts", "rows": a row without an answer is one
-        whose output is "", as is any conversation that ends with the user; "candidates": two
-        answers need no label and no difference, and may be empty.
-      columns: the row's name of a field where that is another; what it names is preferred.
+      where: the row's location, with which error messages begin.
+      need: "pairs" rejects Instructions; "prompts", "rows" read a missing answer, or a conversation
+        that ends with the user, as output ""; "candidates" accepts two answers that have no label,
+        are equal or are empty.
+      columns: column names by field, for fields with other names; these have precedence.
     """
     check_row(row, where)
     check_texts(row, where)
@@ -148,20 +148,20 @@ def parse_row(
         fields["error_spans"] = spans_of(row.get("error_spans"), len(answers[0]), where)
     if kind is Instruction and need == "pairs":
         raise InputError(
-            f"{where}: has one response or none; what is learned from here is edits (original, "
-            "edited) or preferences (chosen, rejected or output_1, output_2, preference)"
+            f"{where}: has one response or none; give edits (original, edited) or preferences "
+            "(chosen, rejected or output_1, output_2, preference)"
         )
     return [kind(**fields)]
 
 
 def _by_field(row: Row, where: str, columns: Mapping[str, str]) -> dict[str, Any]:
-    """The row under the names of our fields: columns, OpenAI's and alpaca_eval's are others."""
+    """Renames fields of ``columns``, OpenAI's and alpaca_eval's rows to this project's names."""
     named = {field: field_of(row, column, where) for field, column in columns.items()}
     row = {name: value for name, value in row.items() if name not in columns.values()} | named
     if isinstance(asked := row.get("input"), Mapping) and "messages" in asked:
         check_texts(asked, where)
         row |= {"input": None, "messages": asked["messages"]}
-    if "raw_instruction" in row:  # of a file for alpaca_eval
+    if "raw_instruction" in row:  # alpaca_eval
         raw, input = (text_of(row, name, where, True) for name in ("raw_instruction", "input"))
         if join_prompt(raw, input) != row.get("instruction"):
             refuse_two_prompts(["raw_instruction and input", "instruction"], where)
@@ -177,7 +177,7 @@ def _labels(
     need: str,
     columns: Mapping[str, str],
 ) -> dict[str, Any]:
-    """What a row says of its answers: which is better, and which of them ended."""
+    """The record fields ``preference`` and ``finished…`` of a row."""
     fields, names = {}, layout[:2]
     if kind is Preference:
         has_label = len(layout) > 2 and need != "candidates"
@@ -196,19 +196,19 @@ def _labels(
 
 
 def listed(rows: Any, kind: str) -> Iterable:
-    """The rows of a list or of a pandas DataFrame; raises InputError for a single one."""
+    """The rows of a list or a pandas DataFrame; raises InputError for a single row."""
     if isinstance(rows, str | Mapping | Record):
         raise InputError(f"{kind}s={rows!r:.60}: is one {kind}; give a list of {kind}s")
     return rows.to_dict("records") if hasattr(rows, "iterrows") else rows
 
 
 def parse_record(row: Any, where: str) -> Record:
-    """The one record in a row, which needs no response."""
+    """Parses a row with one record, which needs no response."""
     return parse_row(row, where, "prompts")[0]
 
 
 def _check_learnt(row: Row, ending: Iterable[str], where: str) -> None:
-    """Raises InputError for a response (an ``ending``'s last turn) that is not to be learned."""
+    """Raises InputError for a response (last turn of ``ending``) marked as not to be learned."""
     turns = [parse_list(row.get(name)) for name in ending]
     ends = [each[-1] for each in turns if isinstance(each, list | tuple) and each]
     # OpenAI's files have a weight, axolotl's and SWIFT's a flag; TRL's completions a label,
@@ -224,7 +224,7 @@ def _check_learnt(row: Row, ending: Iterable[str], where: str) -> None:
 
 
 def _check_scores(row: Row, where: str) -> None:
-    """Raises InputError where a row's scores or ratings say that the rejected answer is better."""
+    """Raises InputError if a row's scores or ratings are higher for the rejected answer."""
     for name in filter(_SCORE.fullmatch, row):
         other = name.replace("chosen", "rejected")
         values = [number_of(row.get(each)) for each in (name, other)]
@@ -233,13 +233,13 @@ def _check_scores(row: Row, where: str) -> None:
                 f"{where}: {name} is {values[0]:g}, and {other} is {values[1]:g}; exchange the two "
                 "answers, or take these fields away"
             )
-    if number_of(row.get("margin")) < 0:  # TRL's: the chosen one's score less the other's
+    if number_of(row.get("margin")) < 0:  # TRL: score of chosen minus score of rejected
         reason = f"margin is {row['margin']}: the rejected answer is better"
         raise InputError(f"{where}: {reason}; exchange the two answers, or take this field away")
 
 
 def _layout(row: Row, named: Iterable[str], where: str, need: str) -> tuple[str, ...]:
-    """The fields of the answers; () where there are none, some missing where a pair is torn."""
+    """The layout of the answers; () without answers; an incomplete pair lacks some fields."""
     wanted = set(named) & set(ANSWERS)
     layouts = [names for names in LAYOUTS if wanted.issubset(names)]
     if not wanted:
@@ -266,7 +266,7 @@ def _layout(row: Row, named: Iterable[str], where: str, need: str) -> tuple[str,
 def _answers(
     row: Row, names: tuple[str, ...], where: str, columns: Container[str], blank: bool
 ) -> tuple[list[str], dict[str, Turns]]:
-    """The texts of the answers, and the conversation before each that its field holds."""
+    """The texts of the answers, and by field the conversation before an answer, if it has one."""
     answers, before = [], {}
     for name in names:
         value = row.get(name)
@@ -278,18 +278,18 @@ def _answers(
             text_of(row, name, where)
         *turns, last = parse_turns(value, f"{where}: {name}")
         if last["role"] != "assistant":
-            raise InputError(f"{where}: {name} ends with no answer of the assistant; add it")
+            raise InputError(f"{where}: {name} does not end with the assistant's turn; add it")
         answers.append(text_of({name: last["content"]}, name, where, blank))
         if turns:
             before[name] = turns
     if len(before) == 2 and before[names[0]] != before[names[1]]:
-        reason = f"{' and '.join(names)} end different conversations"
+        reason = f"{' and '.join(names)} belong to different conversations"
         raise InputError(f"{where}: {reason}; only the last answer may differ")
     return answers, before
 
 
 def _comparisons(row: Row, where: str) -> list[Row]:
-    """A row for each two predictions that are no tie; labels are of (1, 2), (1, 3), …, 0 a tie."""
+    """A row per pair of predictions without a tie; labels are of (1, 2), (1, 3), …, 0 is a tie."""
     texts, labels = parse_list(row.get("predictions")), row.get("preference")
     valid = isinstance(texts, list) and all(isinstance(t, str) and t.strip() for t in texts)
     pairs = list(itertools.combinations(enumerate(texts, 1), 2)) if valid else []

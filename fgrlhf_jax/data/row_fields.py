@@ -1,4 +1,4 @@
-"""What stands in the fields of a row, checked: its texts, its prompt, labels and spans."""
+"""Reads and checks single fields of a row: texts, prompt, labels and spans."""
 
 import itertools
 import json
@@ -21,19 +21,19 @@ ROW_BYTES = 2_000_000
 PROMPTS = ("messages", "conversations", "context", "prompt", "instruction")
 
 Row = Mapping[str, Any]
-# Marks of turns in other forms than Anthropic's: "### User:", "<|user|>", a line "user".
+# Marks of turns in formats other than Anthropic's: "### User:", "<|user|>", a line "user".
 _TURNS = [
     re.compile(rf"(?im)(?:^|[<|>#])[ \t*]*+(?:{roles})[ \t*]*+(?:[:>|<]|$)|\[/INST\]")
     for roles in ("human|user|prompter", "assistant|bot|gpt")
 ]
-# The assistant's turn at the end of a prompt that a template has written.
+# The opening of the assistant's turn at the end of a prompt rendered by a template.
 OPEN_TURN = re.compile(
     r"(?im)(?:(?:[|>#][ *]*|^)(?:assistant|response)(?::|\W*end_header_id)?\W*|\[/INST\]\s*)\Z"
 )
 
 
 def check_row(row: Any, where: str) -> None:
-    """Raises InputError for what is no object, is too large, or holds invalid Unicode."""
+    """Raises InputError for a row that is not an object, is too large, or has invalid Unicode."""
     if isinstance(row, InputError):
         raise row
     if not isinstance(row, Mapping):
@@ -52,7 +52,7 @@ def check_row(row: Any, where: str) -> None:
 
 
 def is_unicode(value: Any) -> bool:
-    """Whether no text in a JSON value has half of a surrogate pair, which no file can hold."""
+    """Whether all texts in a JSON value are valid Unicode, without unpaired surrogates."""
     try:
         return bool(json.dumps(value, ensure_ascii=False, default=str).encode())
     except UnicodeEncodeError:
@@ -70,13 +70,13 @@ def field_of(row: Row, name: str, where: str) -> Any:
             f"{where}: misses the field {name!r:.60} (it has {_names(row)}); a row has a prompt "
             "(instruction, prompt or messages) and original and edited, chosen and rejected, "
             "output_1, output_2 and preference, or output; give other names with "
-            "--config.columns=field=column, as prompt=question"
+            "--config.columns=field=column, such as prompt=question"
         )
     return row[name]
 
 
 def text_of(row: Row, name: str, where: str, blank: bool = False) -> str:
-    """The text in a field of a row, not empty unless ``blank``; InputError where there is none."""
+    """The text in a field of a row; raises InputError if missing or, unless ``blank``, empty."""
     text = field_of(row, name, where)
     if not isinstance(text, str):
         value = json.dumps(text, default=str)[:40]
@@ -103,7 +103,7 @@ def preference_of(row: Row, name: str, where: str) -> int:
 
 
 def number_of(value: Any) -> float:
-    """A number, or a text that is one, as CSV has them; NaN of anything else."""
+    """Converts a number or its text (as in CSV) to float; NaN for other values."""
     try:
         return math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError, OverflowError):
@@ -117,12 +117,12 @@ _FLAGS = {
 
 
 def flag_of(row: Row, name: str, where: str) -> bool:
-    """Whether a field is true, as it is where nothing is said. CSV has texts."""
+    """The bool in a field, or its text (as in CSV); True if it is missing."""
     value = row.get(name)
     flag = True if value in (None, "") else _FLAGS.get(str(value).lower())
     if flag is None:
         reason = f"{name} is {value!r:.40}; it must be true or false"
-        raise InputError(f"{where}: {reason}; correct it, or take the field away")
+        raise InputError(f"{where}: {reason}; correct it, or remove the field")
     return flag
 
 
@@ -147,9 +147,12 @@ def spans_of(spans: Any, length: int, where: str) -> tuple[tuple[int, int], ...]
 def read_prompt(
     row: Row, named: Iterable[str], before: Mapping[str, Turns], answers: list[str], where: str
 ) -> tuple[dict[str, Any], str | None]:
-    """Fields of a record's prompt ({}: there is none), and the answer that ends its conversation.
+    """The record fields of a row's prompt ({}: none), and the answer that ends its conversation.
 
-    ``before`` is the conversation that a field of the answers holds, if any.
+    Args:
+      named: the fields that ``columns`` names.
+      before: by field, the conversation that precedes an answer in its own field, if any.
+      answers: texts of the answers.
     """
     names = set(named) & set(PROMPTS) or PROMPTS
     conversations, texts, last = dict(before), {}, None
@@ -162,7 +165,7 @@ def read_prompt(
         elif not isinstance(value, str) or name in PROMPTS[:2] or is_transcript(value):
             turns = parse_turns(value, f"{where}: {name}")
             *rest, end = turns
-            is_open = is_transcript(value) and not end["content"]  # it ends in "Assistant:"
+            is_open = is_transcript(value) and not end["content"]  # ends with "Assistant:"
             may_end = is_open or end["content"] in answers or (not answers and name != "context")
             if end["role"] == "assistant" and may_end:
                 last, turns = (None if is_open else end["content"]), rest
@@ -174,7 +177,7 @@ def read_prompt(
     input = text_of({"input": input}, "input", where, blank=True)
     input = input if input.strip() or not context.strip() else context
     for name, turns in before.items():
-        if turns[0]["role"] == "assistant" and "prompt" in conversations:  # it goes on there
+        if turns[0]["role"] == "assistant" and "prompt" in conversations:  # continues the prompt
             conversations[name] = conversations["prompt"] + turns
     if any(conversations[name] != before[name] for name in before):
         del conversations["prompt"]
@@ -218,32 +221,32 @@ def _text_prompt(row: Row, texts: Mapping[str, str], input: str, where: str) -> 
 
 
 def _history(row: Row, where: str) -> Turns:
-    """The turns of a column of [question, answer] pairs, as LLaMA-Factory has it."""
+    """The turns of a "history" field, [question, answer] pairs as in LLaMA-Factory."""
     pairs = parse_list(row.get("history")) or []
     is_list = isinstance(pairs, list | tuple)
     if not is_list or not all(isinstance(p, list | tuple) and len(p) == 2 for p in pairs):
-        reason = "history is no list of [question, answer] pairs"
-        raise InputError(f"{where}: {reason}; correct it, or take the field away")
+        reason = "history is not a list of [question, answer] pairs"
+        raise InputError(f"{where}: {reason}; correct it, or remove the field")
     roles = zip(("user", "assistant") * len(pairs), itertools.chain(*pairs), strict=True)
     turns = [{"role": role, "content": text} for role, text in roles]
     return parse_turns(turns, f"{where}: history") if turns else []
 
 
 def _with_system(row: Row, turns: Turns, where: str) -> Turns:
-    """The turns behind the message of a column "system", or "system_prompt" as in OpenOrca."""
+    """Puts the field "system", or "system_prompt" as in OpenOrca, before the turns."""
     name = next((n for n in ("system", "system_prompt") if row.get(n) is not None), "")
     text = text_of(row, name, where, blank=True) if name else ""
     if not text.strip() or turns[0] == {"role": "system", "content": text}:
         return turns
     if turns[0]["role"] == "system":
-        reason = f"{name} is another system message than that of the messages"
-        raise InputError(f"{where}: {reason}; take one of them out")
+        reason = f"{name} differs from the system message of the messages"
+        raise InputError(f"{where}: {reason}; remove one of them")
     return parse_turns([{"role": "system", "content": text}, *turns], where)
 
 
 def refuse_two_prompts(names: list[str], where: str) -> None:
     raise InputError(
-        f"{where}: {' and '.join(names)} hold two different prompts; choose one of them, as "
+        f"{where}: {' and '.join(names)} hold two different prompts; choose one of them, such as "
         f"--config.columns={names[1]}"
     )
 
@@ -251,7 +254,7 @@ def refuse_two_prompts(names: list[str], where: str) -> None:
 def common_beginning(
     row: Row, names: tuple[str, ...], answers: list[str], where: str
 ) -> tuple[dict[str, str], list[str]]:
-    """The prompt with which both texts of a TRL pair begin, up to a blank, and their rests."""
+    """Splits both texts of a TRL pair into their common beginning, the prompt, and the answers."""
     if empty := [name for name in PROMPTS if name in row]:
         raise InputError(f"{where}: {empty[0]} is empty; give a prompt")
     rest = {n: value for n, value in row.items() if n not in (*names, "id")}
@@ -263,7 +266,7 @@ def common_beginning(
         begin = "".join(a for a, _ in itertools.takewhile(lambda ab: ab[0] == ab[1], pairs))
         begin = begin[: max(begin.rfind(blank) for blank in " \n\t") + 1].rstrip()
     if all(turn.search(begin) for turn in _TURNS):
-        reason = f"{' and '.join(names)} are conversations in a form that is not known"
+        reason = f"{' and '.join(names)} are conversations in an unknown format"
         raise InputError(f"{where}: {reason}; give lists of messages with role and content")
     if others or not begin:
         field_of({n: 0 for n in row if n != "instruction"}, "instruction", where)
@@ -272,7 +275,7 @@ def common_beginning(
 
 
 def without_prompt(prompt: Any, answers: list[str]) -> list[str]:
-    """The answers without the prompt, where all repeat the whole of it; they may a short one."""
+    """Removes the prompt from the answers if all repeat it; a short prompt may repeat by chance."""
     if not isinstance(prompt, str) or len(prompt) < 20:
         return answers
     rests = [text.removeprefix(prompt) for text in answers]

@@ -1,6 +1,6 @@
-"""Records read from files and datasets; every command reads with this.
+"""Reads records from files and datasets, for every command.
 
-What is wrong with a row stops the run with ``file:line: what is wrong; what to do``.
+An invalid row stops the run with ``file:line: what is wrong; what to do``.
 """
 
 import gzip
@@ -22,15 +22,16 @@ NEEDS = ("any", "pairs", "candidates", "responses", "prompts", "rows")
 
 
 def read(spec: str, **options: Any) -> list[Record]:
-    """The records of one or several comma-separated sources, in order.
+    """Reads the records of one or several comma-separated sources, in order.
 
     Args:
       spec: each source is a file (``SUFFIXES``), or a dataset ORG/NAME[:CONFIG[:SPLIT]] or
         FOLDER:CONFIG[:SPLIT] (``hub_datasets``), whose rows have a layout of ``formats``.
-      options: those of :func:`read_with_rows`.
+      options: as for :func:`read_with_rows`.
 
     Raises:
-      InputError: for the first fault, ``file:line: …`` (``file:row N: …`` of other forms).
+      InputError: for the first fault, ``file:line: …``, or ``file:row N: …`` in formats without
+        lines.
     """
     return [record for record, _ in read_with_rows(spec, **options)]
 
@@ -38,18 +39,19 @@ def read(spec: str, **options: Any) -> list[Record]:
 def read_with_rows(
     spec: str, *, need: str = "any", columns: str = "", refused: list[str] | None = None
 ) -> list[tuple[Record, dict[str, Any]]]:
-    """As :func:`read`, each record with all fields of the row that it was read from.
+    """As :func:`read`, with each record also the row that it was read from.
 
     Args:
-      need: of NEEDS: "pairs" refuses single responses, "candidates" takes pairs without a label,
-        "prompts" and "rows" those without a response; of trees each takes what it can use.
-      columns: other names of fields, as ``formats.parse_columns`` reads them.
-      refused: where given, wrong rows are left out and the messages about them are added to it.
+      need: one of NEEDS: "pairs" rejects single responses, "candidates" accepts pairs without a
+        label, "prompts" and "rows" accept rows without a response. See ``messages.unfold`` for
+        trees.
+      columns: other field names, for ``formats.parse_columns``.
+      refused: if given, invalid rows are left out and their error messages are added to it.
     """
     names, pairs = formats.parse_columns(columns), []
     for source in split_sources(spec):
         if not source:
-            raise InputError(f"{spec!r:.200}: names no file; give FILE.jsonl[,FILE.jsonl…]")
+            raise InputError(f"{spec!r:.200}: has an empty name; give FILE.jsonl[,FILE.jsonl…]")
         count, unprompted = len(pairs), []
         message = f"{source}: holds no rows; give a file with at least one"
         for where, row in messages.unfold(read_rows(source), need):
@@ -63,9 +65,9 @@ def read_with_rows(
                     hint = "or leave such rows out with invalid=drop"
                     raise InputError(f"{error}, {hint}") from error
                 refused.append(str(error))
-                message = f"{source}: no row of it can be read; the last one: {error}"
+                message = f"{source}: no row can be read; the last error: {error}"
         if 0 < len(unprompted) < len(pairs) - count:
-            reason = "has no prompt, as other rows of the file have; give it in the field 'prompt'"
+            reason = "has no prompt, but other rows have; give it in the field 'prompt'"
             if refused is None:
                 raise InputError(
                     f"{unprompted[0][0]}: {reason}, or leave such rows out with invalid=drop"
@@ -79,30 +81,30 @@ def read_with_rows(
 
 
 def with_id(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
-    """The row under the id that columns name, without the one that they take for another field."""
+    """Sets ``id`` from its column in ``columns``; drops one that another field uses."""
     kept = {n: value for n, value in row.items() if n != "id" or "id" not in columns.values()}
     return kept | {"id": row[columns["id"]]} if "id" in columns else kept
 
 
 def is_prompt_in_texts(row: Mapping[str, Any], columns: Mapping[str, str]) -> bool:
-    """Whether a row that was read has its prompt as the beginning of two texts, as in TRL."""
+    """Whether a valid row's prompt is the common beginning of its two texts, as in TRL."""
     chosen = row.get(columns.get("chosen", "chosen"))
     has_text = isinstance(chosen, str) and not is_transcript(chosen)
     return has_text and not any(name in row or name in columns for name in formats.PROMPTS)
 
 
 def split_sources(spec: str) -> list[str]:
-    """The sources of a comma-separated list; a file that has commas in its name is one."""
+    """Splits a comma-separated list of sources; an existing file with commas stays whole."""
     return [spec] if os.path.exists(spec) else [source.strip() for source in spec.split(",")]
 
 
 def read_rows(source: str) -> Rows:
-    """(where, row) of one source, unchecked; ``where`` is "file:line" or "file:row N".
+    """Yields (where, row) of one source, unchecked; ``where`` is "file:line" or "file:row N".
 
-    A line that is no JSON, or of another number of cells, is there as the InputError about it. A
-    text that holds messages is there as these.
+    A line that is not JSON, or has the wrong number of cells, is yielded as an InputError. Texts
+    that hold messages are parsed.
 
-    Raises InputError for what cannot be read, and for more than ``tables.SOURCE_BYTES``.
+    Raises InputError for unreadable sources, and for more than ``tables.SOURCE_BYTES``.
     """
     shown, is_known = f"{source:.300}", source.endswith(SUFFIXES)
     if os.path.isdir(source):
@@ -116,7 +118,7 @@ def read_rows(source: str) -> Rows:
     if source.endswith(".parquet"):
         return messages.with_messages(tables.parquet_rows(source))
     try:
-        with open(source, "rb") as file:  # downloads lose the ending .gz, or keep it and unpack
+        with open(source, "rb") as file:  # a download may be unpacked or not, whatever its suffix
             packed = file.peek(2).startswith(b"\x1f\x8b")
             data = (gzip.GzipFile(fileobj=file) if packed else file).read(tables.SOURCE_BYTES + 1)
     except (OSError, EOFError, zlib.error) as error:
@@ -130,7 +132,7 @@ def read_rows(source: str) -> Rows:
 
 
 def _json_rows(data: bytes, source: str) -> Rows:
-    """Objects a line, one list of objects, such a list in an object ("data"), or one object."""
+    """Yields rows of JSONL, a list of objects, such a list in an object ("data"), or one object."""
     start = data.strip()
     first, _, rest = start.partition(b"\n")
     if not (first.startswith(b"{") and rest and isinstance(_json(first, source, 1), dict)):
@@ -154,7 +156,7 @@ def _json_rows(data: bytes, source: str) -> Rows:
 
 
 def _json(data: bytes, source: str, line: int) -> Any:
-    """The JSON value in ``data``, which starts at ``line`` of the file, or what is wrong."""
+    """Parses ``data``, which starts at ``line`` of the file; returns an InputError on failure."""
     try:
         return load_json(text := data.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -162,7 +164,7 @@ def _json(data: bytes, source: str, line: int) -> Any:
     except KeyError as error:
         name, position = error.args
         line += text.count("\n", 0, position)
-        reason = f"the field {name!r:.60} is there twice in one object; take one out"
+        reason = f"an object has the field {name!r:.60} twice; remove one"
     except json.JSONDecodeError as error:
         line += error.lineno - 1
         reason = f"malformed JSON ({error.msg} at column {error.colno}); correct this line"

@@ -1,4 +1,4 @@
-"""Records for training and for validation, with no prompt on both sides."""
+"""Splits records into training and validation sets that share no prompt."""
 
 import hashlib
 import json
@@ -12,21 +12,21 @@ from fgrlhf_jax.errors import InputError
 def split(
     records: Sequence[Record], share: float, seed: int, *, exact: bool = False
 ) -> tuple[list[Record], list[Record]]:
-    """(train, validation), about ``share`` of the prompts in the latter, in their order.
+    """Returns (train, validation), with about ``share`` of the prompts in validation, in order.
 
-    A hash of (seed, prompt) decides: the rows of a prompt are on one side, whatever the others are.
-    Where half of the rows have one prompt, or the prompts are few for the share, rows that share a
-    response are on one side in its place; a line says so, and where a side would be empty and got
-    the nearest prompt.
+    A hash of (seed, prompt) decides, so that all rows of a prompt are on one side, independent of
+    other rows. If half of the rows have one prompt, or there are too few prompts for the share, it
+    splits by response instead and prints a line. If a side would be empty, it gets the nearest
+    prompt, and a line is printed.
 
     Args:
-      exact: the share, rounded, of the prompts, those with the lowest hashes; which these are
-        depends on the others.
+      exact: validation gets exactly the rounded share of prompts, those with the lowest hashes, and
+        so depends on other rows.
 
     Raises:
-      InputError: where a side is empty.
+      InputError: a side is empty.
     """
-    first: dict[str, tuple[str, ...]] = {}  # of the spellings of a prompt
+    first: dict[str, tuple[str, ...]] = {}  # the key of a prompt's first spelling
     keys = [first.setdefault(same_prompt(record), prompt_key(record)) for record in records]
     name, counts, rows = "prompt", Counter(keys), len(keys)
     is_large = 4 * min(share, 1 - share) * len(counts) < 1 or max(counts.values()) * 2 >= rows
@@ -59,7 +59,7 @@ def split(
 
 
 def _response_keys(records: Sequence[Record]) -> list[tuple[str]]:
-    """The same key for records that share a response, themselves or by way of others."""
+    """Equal keys for records that share a response, directly or through other records."""
     first: dict[str, str] = {}
 
     def find(text: str) -> str:

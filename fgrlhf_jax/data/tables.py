@@ -1,4 +1,4 @@
-"""Rows of tables: CSV, Parquet, and what the `datasets` library loads."""
+"""Reads rows of tables: CSV, Parquet, and datasets of the `datasets` library."""
 
 import csv
 import io
@@ -10,35 +10,35 @@ from fgrlhf_jax.data.row_fields import ROW_BYTES
 from fgrlhf_jax.errors import InputError
 
 SOURCE_BYTES = 2 * 10**9
-LEAST_ROW_BYTES = 50  # of JSON; a column of one value takes none in Parquet
-BATCH_ROWS, MOST_BATCH_ROWS = 16, 4096  # few: a cell may be large
-BATCH_BYTES = 10**8  # at most, but of BATCH_ROWS
+LEAST_ROW_BYTES = 50  # as JSON; a constant column takes no bytes in Parquet
+BATCH_ROWS, MOST_BATCH_ROWS = 16, 4096  # few, since a cell may be large
+BATCH_BYTES = 10**8  # of a batch, unless BATCH_ROWS have more
 
 Rows = Iterator[tuple[str, Any]]
 
 
 def check_size(source: str, size: int) -> None:
-    """Raises InputError for a source of too many bytes."""
+    """Raises InputError for a source above ``SOURCE_BYTES``."""
     if size > SOURCE_BYTES:
         reason = f"holds more than {SOURCE_BYTES / 1e9:g} GB of text"
         raise InputError(f"{source:.300}: {reason}; give a part of it")
 
 
 def invalid_utf8(error: UnicodeDecodeError, source: str, line: int) -> InputError:
-    """About bytes that are no text; ``line`` is the number of the first line."""
+    """The error for invalid UTF-8; ``line`` is the number of the first line."""
     line += error.object.count(b"\n", 0, error.start)
     byte = error.object[error.start]
     return InputError(f"{source}:{line}: invalid UTF-8 (byte 0x{byte:02x}); save the file as UTF-8")
 
 
 def csv_rows(data: bytes, source: str) -> Rows:
-    """Rows of texts below a line of names."""
+    """Yields rows of CSV, whose first line has the column names."""
     csv.field_size_limit(ROW_BYTES)
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise invalid_utf8(error, source, 1) from error
-    header = text.partition("\n")[0]  # of names, none of which has a comma, semicolon or tab
+    header = text.partition("\n")[0]  # names have no comma, semicolon or tab
     delimiter = next((mark for mark in ",;\t" if mark in header), ",")
     reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter)
     names: list[str] = []
@@ -75,16 +75,16 @@ def parquet_rows(source: str) -> Rows:
     def batches() -> Iterator:
         file = pyarrow.parquet.ParquetFile(source)
         groups = range(file.metadata.num_row_groups)
-        sizes = [file.metadata.row_group(n).total_byte_size for n in groups]  # not yet expanded
+        sizes = [file.metadata.row_group(n).total_byte_size for n in groups]  # as encoded
         check_size(source, max(sum(sizes), LEAST_ROW_BYTES * file.metadata.num_rows))
-        count = BATCH_BYTES // max([1, *sizes])  # no row has more bytes than its group
+        count = BATCH_BYTES // max([1, *sizes])  # a row has at most the bytes of its group
         return file.iter_batches(batch_size=min(max(count, BATCH_ROWS), MOST_BATCH_ROWS))
 
     return _arrow_rows(source, batches)
 
 
 def _arrow_rows(source: str, batches: Callable[[], Iterable]) -> Rows:
-    """Rows of Arrow's batches, none before it is known how much all are (a tenth of the time)."""
+    """Yields rows of Arrow batches after a first pass that checks the total size."""
     import pyarrow
 
     def plain_batches() -> Iterator:
@@ -108,12 +108,12 @@ def _arrow_rows(source: str, batches: Callable[[], Iterable]) -> Rows:
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
         reason = f"is not a readable Parquet file ({error})"
         if count:
-            reason = f"what stands behind row {count} cannot be read ({error})"
+            reason = f"rows after row {count} cannot be read ({error})"
         raise InputError(f"{source}: {reason:.300}; write it again") from error
 
 
 def _plain(column: Any) -> Any:
-    """A column whose values Python can hold, each by itself."""
+    """Converts a column to plain values: decodes dictionaries, formats dates and times as text."""
     import pyarrow
 
     if pyarrow.types.is_dictionary(column.type):

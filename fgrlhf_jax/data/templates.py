@@ -1,9 +1,8 @@
-"""Prompt templates, and the one place where text becomes the ids of a prompt or a response.
+"""Prompt templates, and the tokenization of every prompt and response.
 
-The ids are those of the whole rendered text: a response is encoded behind its prompt, and which
-tokens are the response's follows from the characters that they cover. Text of a record is data: a
-"</s>" written in it is spelt out, it never becomes the tokenizer's control token (the chat
-template's own control tokens do).
+The whole rendered text is encoded at once, prompt and response; the characters that a token covers
+decide whether it belongs to the response. Text of a record is data: a "</s>" in it is spelt out and
+never becomes the tokenizer's control token (the chat template's own control tokens do).
 """
 
 import bisect
@@ -22,7 +21,7 @@ from fgrlhf_jax.errors import InputError
 
 TEMPLATES = ("alpaca", "chat", "plain")
 
-ENCODING = "whole text"  # what an export says of its ids; earlier versions joined pieces
+ENCODING = "whole text"  # recorded in exports; earlier versions encoded prompt and response apart
 
 _ALPACA = (
     "Below is an instruction that describes a task. "
@@ -38,12 +37,12 @@ _ALPACA_INPUT = (
 
 
 class Encoded(NamedTuple):
-    """A prompt and a response behind it.
+    """An encoded prompt with its response.
 
     Attributes:
-      ids: of both.
-      start: the first id of the response; one that covers characters of both is the response's.
-      spans: the (start, end) characters of the response that each of ``ids[start:]`` covers.
+      ids: token ids of both.
+      start: index of the response's first id; a token that covers characters of both counts.
+      spans: for each of ``ids[start:]`` the (start, end) characters of the response it covers.
     """
 
     ids: list[int]
@@ -62,13 +61,13 @@ def check_template(template: str, tokenizer: "Tokenizer | None") -> None:
         )
     if template == "chat" and not chat.shows_user(tokenizer, str(tokenizer.chat_template)):
         raise InputError(
-            "template=chat: the model's chat template does not write what the user says, as one "
-            f"that wants parts of messages; give {chat.OTHER_TEMPLATE}"
+            "template=chat: the model's chat template does not write the user's text; it may "
+            f"require messages in parts; give {chat.OTHER_TEMPLATE}"
         )
 
 
 def check_limits(overlong: str, max_prompt_length: int, max_length: int | None = None) -> None:
-    """Raises InputError unless "drop" or "truncate", and where no response would have room."""
+    """Raises InputError for an unknown ``overlong``, or lengths that leave no response tokens."""
     if overlong not in ("drop", "truncate"):
         raise InputError(f"overlong: {overlong!r} is neither 'drop' nor 'truncate'")
     if max_length is not None and not 0 < max_prompt_length < max_length:
@@ -79,24 +78,24 @@ def check_limits(overlong: str, max_prompt_length: int, max_length: int | None =
 
 
 def turns(record: Record) -> tuple[Message, ...]:
-    """The turns before the response."""
+    """The turns of a record before its response."""
     return record.messages or (Message("user", join_prompt(record.instruction, record.input)),)
 
 
 def render(tokenizer: "Tokenizer | None", template: str, record: Record) -> str:
-    """The prompt's text.
+    """Renders the text of a prompt.
 
     Args:
-      tokenizer: read by "chat" only.
-      template: "alpaca" is AlpacaFarm's, ending in "### Response:" with nothing after it; whether
-        the input is empty decides its variant. "chat" is the tokenizer's chat template with the
-        record's turns (of an instruction one: instruction, blank line, input) and the opening of
-        the assistant's. "plain" is instruction, newline, and input, newline when there is one. For
-        "alpaca" and "plain" a system message is the beginning of the instruction, and several turns
-        are one instruction, their transcript.
+      tokenizer: used by "chat" only.
+      template: "alpaca" is AlpacaFarm's, with separate variants for an empty and a non-empty input;
+        it ends with "### Response:". "chat" is the tokenizer's chat template with the record's
+        turns (an instruction is one turn: instruction, blank line, input) and the opening of the
+        assistant's turn. "plain" is instruction, newline, and, unless empty, input, newline. For
+        "alpaca" and "plain" a system message begins the instruction, and several turns become one
+        instruction, their transcript.
 
     Raises:
-      InputError: as :func:`check_template`, and where a chat template refuses the turns.
+      InputError: as :func:`check_template`, and if the chat template rejects the turns.
     """
     check_template(template, tokenizer)
     if template == "chat":
@@ -113,7 +112,7 @@ def render(tokenizer: "Tokenizer | None", template: str, record: Record) -> str:
 def encode_prompt(
     tokenizer: Tokenizer, template: str, record: Record, max_length: int | None = None
 ) -> tuple[list[int], bool]:
-    """(ids, truncated) of a record's prompt, as :func:`fit_prompt` shortens it."""
+    """Returns (ids, truncated) of a record's prompt, shortened by :func:`fit_prompt`."""
     _, ids, truncated = fit_prompt(tokenizer, template, record, max_length)
     return ids, truncated
 
@@ -126,15 +125,15 @@ def encode_prompts(
     max_prompt_length: int,
     overlong: str,
 ) -> tuple[list[list[int]], list[int], dict[str, int]]:
-    """Token ids of the usable prompts, the numbers of their records, and counts of the rest.
+    """Encodes the usable prompts; returns ids, numbers of their records, and counts.
 
     Args:
-      records: of any kind; their responses are not read.
+      records: of any kind; their responses are ignored.
       overlong: "drop" leaves out prompts longer than ``max_prompt_length``, "truncate" shortens
         them (:func:`encode_prompt`).
 
     Raises:
-      InputError: when nothing is left.
+      InputError: no prompt is left.
     """
     check_limits(overlong, max_prompt_length)
     prompts, rows = [], []
@@ -157,7 +156,7 @@ def encode_prompts(
 
 
 def pad_prompts(prompts: Sequence[Sequence[int]], width: int) -> tuple[np.ndarray, np.ndarray]:
-    """tokens_BP int32 and mask_BP bool, padded on the left, so that a response follows at once."""
+    """tokens_BP int32 and mask_BP bool, padded on the left, so that responses follow directly."""
     tokens_BP = np.zeros((len(prompts), width), np.int32)
     mask_BP = np.zeros((len(prompts), width), bool)
     for b, ids in enumerate(prompts):
@@ -169,14 +168,14 @@ def pad_prompts(prompts: Sequence[Sequence[int]], width: int) -> tuple[np.ndarra
 def fit_prompt(
     tokenizer: Tokenizer, template: str, record: Record, max_length: int | None
 ) -> tuple[Record, list[int], bool]:
-    """(record, ids, truncated): a record whose prompt has at most ``max_length`` tokens.
+    """Shortens a prompt to at most ``max_length`` tokens; returns (record, ids, truncated).
 
-    The template stays whole, the text is cut. Of several turns the oldest go first, then the tail
-    of the last one, then the tail of the system message. Of an instruction the tail of its input
-    goes first, then its own. BOS is there if and only if the tokenizer (for "chat": its template)
-    adds one; an EOS never is.
+    The template stays whole; the text is cut: of several turns first the oldest, then the end of
+    the last one, then the end of the system message; of an instruction first the end of its input,
+    then its own. The ids have BOS if and only if the tokenizer (for "chat": its template) adds it,
+    and no EOS.
 
-    Raises InputError as :func:`render`, and where the template alone is too long.
+    Raises InputError as :func:`render`, and if the template alone is too long.
     """
 
     def encode(shorter: Record) -> list[int]:
@@ -208,7 +207,7 @@ def _texts(record: Record) -> list[str]:
 
 
 def _cut(record: Record, keep: int) -> Record:
-    """The record with the first ``keep`` characters of its prompt's texts."""
+    """Cuts the prompt's texts to ``keep`` characters in total."""
     texts = []
     for text in _texts(record):
         texts.append(text[: max(keep, 0)])
@@ -229,9 +228,9 @@ def encode_responses(
     max_prompt_length: int,
     append_eos: bool,
 ) -> tuple[list[Encoded], bool]:
-    """The responses in these fields of a record, and whether :func:`fit_prompt` cut its prompt.
+    """Encodes the responses in the fields ``names``; also whether the prompt was truncated.
 
-    With ``append_eos`` those that ended by themselves end with a control token.
+    With ``append_eos``, complete responses end with a control token.
     """
     record, _, truncated = fit_prompt(tokenizer, template, record, max_prompt_length)
     encode = functools.partial(encode_response, tokenizer, template, record)
@@ -240,7 +239,7 @@ def encode_responses(
 
 
 def encode_text(tokenizer: Tokenizer, text: str) -> list[int]:
-    """The ids of a text by itself, control tokens in it spelt out."""
+    """Encodes a single text; control tokens in it are spelt out."""
     return chat.tokenize(tokenizer, text).ids
 
 
@@ -251,12 +250,11 @@ def encode_response(
     response: str | None,
     append_eos: bool = True,
 ) -> Encoded:
-    """The ids of a record's prompt and of a response to it.
+    """Encodes a record's prompt and a response to it.
 
-    With "chat" the response is rendered as the chat template renders an assistant's turn, up to the
-    control token that ends it. Where the template writes no such token, or not the response as it
-    is, and with the other templates, the response follows the prompt and the tokenizer's EOS ends
-    it.
+    With "chat", the response is rendered as an assistant's turn, up to the control token that ends
+    it. If the template writes no such token or changes the response, and with other templates, the
+    response directly follows the prompt and the tokenizer's EOS ends it.
 
     Args:
       response: None for the prompt alone.
@@ -271,7 +269,7 @@ def encode_response(
     else:
         parts = chat.Parts(render(tokenizer, template, record), response=response or "")
         tokens = chat.tokenize(tokenizer, "".join(parts))
-        # Of a letter, since "" would look the same if only an EOS equal to the BOS was appended.
+        # Encode a letter: "" would give the same id if only an EOS equal to BOS were appended.
         first = tokenizer("a", verbose=False)["input_ids"][:1]
         if first == [tokenizer.bos_token_id]:
             tokens = chat.Tokens(first + tokens.ids, [(0, 0), *tokens.offsets], {})
@@ -280,7 +278,7 @@ def encode_response(
         return Encoded(ids, len(ids), [])
     begin = len(parts.prompt + parts.opening)
     stop = begin + len(parts.response)
-    # A control token may cover blanks around it too, which are not its own.
+    # A control token may cover blanks around it; these do not count.
     places = [tokens.controls.get(k, offset) for k, offset in enumerate(tokens.offsets)]
     first = next((k for k, (_, b) in enumerate(places) if b > len(parts.prompt)), len(ids))
     last = next((k for k, (a, _) in enumerate(places) if k >= first and a >= stop), len(ids))

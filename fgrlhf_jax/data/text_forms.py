@@ -1,8 +1,8 @@
-"""Line ends, normal form and blanks of a text: what readers hardly see, and token ids do.
+"""Restores line ends, Unicode normal form and blanks: readers hardly see them, token ids do change.
 
 Models, browsers and files write the same words with other line ends, composed or decomposed
-accents, other blanks, other quotes, signs without width. An edit keeps those of its original
-wherever the words are the same.
+accents, other blanks, other quotes, and characters without width. An edit keeps those of its
+original wherever the words are equal.
 """
 
 import itertools
@@ -15,22 +15,22 @@ from rapidfuzz.distance import Levenshtein
 from fgrlhf_jax.data.words import WORD
 
 _LINE_END = re.compile(r"\r\n?|[\n\x85\u2028\u2029]")
-# Soft hyphen, zero-width space, word joiner, byte order mark; marks of the direction of writing;
-# controls that are no blanks.
+# Soft hyphen, zero-width space, word joiner, byte order mark; direction marks; control characters
+# other than blanks.
 _DIRECTIONS = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 _CONTROLS = "".join(map(chr, (*range(9), *range(14, 27), 127)))
 _NO_WIDTH = dict.fromkeys(map(ord, "\u00ad\u200b\u2060\ufeff" + _DIRECTIONS + _CONTROLS))
-# And hyphens; selectors of a picture's form.
+# Quotes and hyphens; removes variation selectors.
 _QUOTES = str.maketrans("‘’‛“”„‟\u2010\u2011", '\'\'\'""""--', "\ufe0e\ufe0f")
 
 
 def fold(text: str) -> str:
-    """A text in one form: composed (NFC), with lines that end in ``\\n``, all signs with width."""
+    """Normalizes a text: composed (NFC), line ends ``\\n``, no characters without width."""
     return _LINE_END.sub("\n", unicodedata.normalize("NFC", text.translate(_NO_WIDTH)))
 
 
 def restore_line_ends(text: str, original: str) -> str:
-    """A text, in which a browser has ended all lines by ``\\n``, with the original's line ends."""
+    """Restores the original's line ends in a text that a browser has normalized to ``\\n``."""
     before, after = (re.findall(r"\r\n?|\n|[^\r\n]+", side) for side in (original, text))
     ends = [unit for unit in before if unit[0] in "\r\n"]
     line_end = max(ends, key=ends.count, default="\n")
@@ -45,10 +45,10 @@ def restore_normal_form(text: str, original: str) -> str:
 
 
 def restore_form(text: str, original: str) -> str:
-    """A text with the form of the original in every word and blank that they share.
+    """Restores the original's form in every word and blank that both texts share.
 
-    What they do not share gets the line end that the original has most, and is decomposed where the
-    whole original is. Where nothing but quotes and hyphens differs, these are the edit.
+    Other text gets the most frequent line end of the original, and is decomposed if the whole
+    original is. If only quotes and hyphens differ, they are the edit and stay.
     """
     before, after, ends = _units(original), _units(text), _LINE_END.findall(original)
     before_keys, after_keys = ([_key(unit, _QUOTES) for unit in side] for side in (before, after))
@@ -68,7 +68,7 @@ def _restore(
     keys: tuple[Sequence[str], Sequence[str]],
     convert: Callable[[str], str],
 ) -> str:
-    """The units of ``after``, of which those with a partner of the same key become it."""
+    """Joins the units of ``after``, replacing each that has a partner of equal key by it."""
     restored = []
     for step in Levenshtein.opcodes(*keys):
         if step.tag == "equal":
@@ -79,7 +79,7 @@ def _restore(
 
 
 def _units(text: str) -> list[str]:
-    """The words of a text and the blanks between them, which add up to it."""
+    """Splits a text into words and the blanks between them; they concatenate to the text."""
     columns = [column for column, sign in enumerate(text) if ord(sign) not in _NO_WIDTH]
     spans = [match.span() for match in WORD.finditer(text.translate(_NO_WIDTH))]
     ends = [0, *(columns[column] for span in spans for column in (span[0], span[1] - 1))]
@@ -88,7 +88,7 @@ def _units(text: str) -> list[str]:
 
 
 def _key(unit: str, quotes: dict[int, str]) -> str:
-    """What is the same in all forms of a word or of blanks: NFC, quotes, line ends, indentation."""
+    """A key equal for all forms of a word or of blanks: NFC, quotes, line ends, indentation."""
     unit = unit.translate(_NO_WIDTH)
     if not unit.isspace():
         return unicodedata.normalize("NFC", unit.translate(quotes))

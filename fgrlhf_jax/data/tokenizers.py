@@ -1,4 +1,4 @@
-"""Tokenizers: training a small one, the text of each token, and how a text is decoded."""
+"""Tokenizers: decoding, the text of each token, comparison, and training a small one."""
 
 import importlib
 import os
@@ -14,23 +14,23 @@ from fgrlhf_jax.errors import InputError
 if TYPE_CHECKING:
     import transformers
 
-Tokenizer: TypeAlias = "transformers.PreTrainedTokenizerFast"  # whose import takes seconds
+Tokenizer: TypeAlias = "transformers.PreTrainedTokenizerFast"  # importing it takes seconds
 
 
 def decode(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
-    """The text of tokens, exactly: control tokens included, blanks as they are."""
+    """Decodes ids to their exact text, with control tokens and unchanged blanks."""
     return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 
 def token_texts(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
-    """The text of each token, control tokens included; together they are what it decodes to.
+    """The text of each token, with control tokens; concatenated, they are the decoded text.
 
-    A character whose bytes are spread over several tokens belongs to the one that completes it;
-    the tokens before it get an empty string.
+    A character whose bytes are spread over several tokens belongs to the last of them; the others
+    get an empty string.
     """
     ids = list(ids)
-    # Tokens are cut where the text of the tokens so far stops agreeing with the whole: an
-    # unfinished character decodes to U+FFFD, which the whole does not have there.
+    # A cut is where the decoded prefix stops agreeing with the whole text: an incomplete character
+    # decodes to U+FFFD.
     whole, cuts = decode(tokenizer, ids), [0]
     for count in range(1, len(ids)):
         text, cut = decode(tokenizer, ids[:count]), cuts[-1]
@@ -41,9 +41,9 @@ def token_texts(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
 
 
 def check_same(ours: Tokenizer, theirs: Tokenizer, model: str, reward_model: str) -> None:
-    """Raises InputError where two tokenizers give a text different ids, saying how they differ.
+    """Raises InputError if two tokenizers differ in vocabulary or EOS, with the differences.
 
-    The message calls their models ``model`` and ``reward_model``: ``policy=FOLDER``, say.
+    ``model`` and ``reward_model`` name their models in the message, such as ``policy=FOLDER``.
     """
     our_ids, their_ids = ours.get_vocab(), theirs.get_vocab()
     differing = sorted(
@@ -67,10 +67,10 @@ def check_same(ours: Tokenizer, theirs: Tokenizer, model: str, reward_model: str
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """A byte-level BPE tokenizer of at most ``vocab_size`` tokens, a function of ``texts`` only.
+    """Trains a byte-level BPE tokenizer of at most ``vocab_size`` tokens; deterministic.
 
-    Ids 0, 1, 2 are <unk>, <s> (BOS, put before every prompt) and </s> (EOS); there is no pad
-    token, as in LLaMA. Every text can be encoded and comes back unchanged.
+    Ids 0, 1, 2 are <unk>, <s> (BOS, before every prompt) and </s> (EOS); there is no pad token, as
+    in LLaMA. Every text decodes to itself after encoding.
 
     Raises InputError for a ``vocab_size`` that cannot hold the 256 bytes.
     """
@@ -93,9 +93,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 
 
 def import_transformers() -> ModuleType:
-    """The library, which is slow to import; without its advice to install torch.
+    """Imports transformers without its advice to install torch; the import is slow.
 
-    Its models are never used, only its tokenizers.
+    Only its tokenizers are used, never its models.
     """
     name = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
     before = os.environ.get(name)
@@ -109,7 +109,7 @@ def import_transformers() -> ModuleType:
 
 
 def wrap_tokenizer(tokenizer: tokenizers.Tokenizer) -> Tokenizer:
-    """A tokenizer for transformers whose <s> opens a prompt and whose </s> ends a response."""
+    """Wraps a tokenizer for transformers; <s> begins a prompt and </s> ends a response."""
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 1)]
     )

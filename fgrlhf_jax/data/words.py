@@ -31,15 +31,15 @@ def split_words(text: str) -> list[str]:
 
 
 def align_words(before: list[str], after: list[str]) -> Alignment:
-    """The alignment of two lists of words, the original's first."""
+    """Aligns two lists of words; ``before`` is the original's."""
     number = {word: n for n, word in enumerate(dict.fromkeys([*before, *after]))}
     return align([number[word] for word in after], [number[word] for word in before])
 
 
 def mark_changes(original: str, edited: str) -> list[tuple[str, str]]:
-    """The difference as (SAME | OUT | IN, text), blanks too, in reading order.
+    """The difference of two texts as (SAME | OUT | IN, text), with blanks, in reading order.
 
-    SAME and OUT add up to the original, SAME and IN to the edited text.
+    SAME and OUT concatenate to the original, SAME and IN to the edited text.
     """
     aligned = align_words(*map(split_words, (original, edited)))
     unchanged = [
@@ -61,6 +61,6 @@ def mark_changes(original: str, edited: str) -> list[tuple[str, str]]:
 
 
 def _common_blanks(first: str, second: str) -> str:
-    """The blanks that both begin with."""
+    """The common blanks at the beginning of two texts."""
     common = first[: Prefix.similarity(first, second)]
     return common[: len(common) - len(common.lstrip())]

@@ -211,7 +211,7 @@ CONVERT = {"input": "edits.jsonl", "to": "preferences", "output": "made.jsonl"}
 BAD = [
     ({"input": "no.jsonl"}, "no.jsonl: there is no such file"),
     ({"input": "annotations.json"}, "annotations.json:row 3: output_1 and output_2 are equal"),
-    ({"input": "none.jsonl", "invalid": "drop"}, "none.jsonl: no row of it can be read; the last"),
+    ({"input": "none.jsonl", "invalid": "drop"}, "none.jsonl: no row can be read; the last"),
     ({"input": "edits.jsonl", "output": "a.jsonl"}, "output=a.jsonl: say which rows, --config.to="),
     (CONVERT | {"output": "a.csv"}, "give a FILE.jsonl or a FILE.json"),
     (CONVERT | {"output": "no/a.jsonl"}, "the folder no does not exist"),

@@ -167,8 +167,8 @@ REFUSED = [
     ({"prompt": None, "chosen": "A b", "rejected": "A c"}, "prompt is empty; give a prompt"),
     ({"messages": [], "completion": "A"}, "messages is empty; give a prompt"),
     ({"chosen": "A b", "rejected": "A "}, "the response 'rejected' is empty"),
-    ({"chosen": [*turns("a"), BLUE], "rejected": [*turns("b"), GREEN]}, "end different conver"),
-    ({"prompt": SKY, "chosen": turns("a"), "rejected": [GREEN]}, "chosen ends with no answer"),
+    ({"chosen": [*turns("a"), BLUE], "rejected": [*turns("b"), GREEN]}, "to different conver"),
+    ({"prompt": SKY, "chosen": turns("a"), "rejected": [GREEN]}, "chosen does not end with"),
     ({"messages": [*turns("a", "b"), GREEN], "output": "x"}, "do not end with one of the user"),
     ({"messages": [*turns(" "), GREEN]}, "messages: the user's message before the .* is empty"),
     ({"messages": [{"role": "tool", "content": "x"}]}, "messages: .* is not a message with a role"),
@@ -180,14 +180,14 @@ REFUSED = [
     ({"instruction": SKY, "output": "A", "kto_tag": False}, "kto_tag is false, a response not"),
     ({"messages": [*turns(SKY), GREEN], "label": "False"}, "label is false, a response not to"),
     *(
-        ({"chosen": f"{begin} Blue.", "rejected": f"{begin} Green."}, "in a form that is not known")
+        ({"chosen": f"{begin} Blue.", "rejected": f"{begin} Green."}, "in an unknown format")
         for begin in (
             "Human: Hi\nAssistant:",
             "<|user|>\nHi\n<|assistant|>\nSo",
             "[INST] Hi [/INST] So",
         )
     ),
-    ({"system": "S", "messages": turns(SKY, "A", system="T")}, "system is another system message"),
+    ({"system": "S", "messages": turns(SKY, "A", system="T")}, "system differs from the system"),
     (ULTRA | {"score_chosen": "2", "score_rejected": "2.5"}, "chosen is 2, .*_rejected is 2.5"),
     (ULTRA | {"chosen_rm_score": 1, "rejected_rm_score": 2}, "chosen_rm_score is 1, and"),
     (ULTRA | {"margin": "-0.5"}, "margin is -0.5: the rejected answer is better; exchange the"),
@@ -214,7 +214,7 @@ REFUSED = [
         ({"messages": [*turns(SKY), {"role": "assistant", "content": [part]}]}, "is not a message")
         for part in ({"type": "reasoning", "text": "A"}, {"type": "image", "text": ""})
     ),
-    ({"instruction": SKY, "output": "A", "history": ["Hi"]}, "history is no list of .question"),
+    ({"instruction": SKY, "output": "A", "history": ["Hi"]}, "history is not a list of .quest"),
     (ULTRA | {"history": [["Hi", "Hello"]]}, "history and chosen hold .*columns=chosen"),
     (HELPSTEER | {"response1": "A", "response2": "B", "overall_preference": 0}, "ties teach"),
     ({"instruction": SKY, "output": "x" * 3_000_000}, "bytes, more than the 2,000,000"),
@@ -239,7 +239,7 @@ def test_a_conversation_without_an_answer_has_an_empty_one(last):
 
 
 def test_columns_that_are_not_there():
-    with pytest.raises(InputError, match="'foo' is no field"):
+    with pytest.raises(InputError, match="'foo' is not a field"):
         parse_columns("foo=bar")
     with pytest.raises(InputError, match="misses the field 'bar'"):
         formats.parse_row(EDITED, "a:1", columns=parse_columns("prompt=bar"))

@@ -215,7 +215,7 @@ def test_a_row_that_lost_its_prompt_gets_none_from_its_texts(write):
     lost = {"chosen": "One fruit is figs.", "rejected": "One fruit is mud."}
     assert read(write(data=lines(lost, lost)))[1].instruction == "One fruit is"
     name, refused = write(data=lines({"prompt": "Name a fruit."} | lost, lost)), []
-    with pytest.raises(InputError, match=":2: has no prompt, as other rows of the file have; give"):
+    with pytest.raises(InputError, match=":2: has no prompt, but other rows have; give"):
         read(name)
     assert [row.instruction for row in read(name, refused=refused)] == ["Name a fruit."]
     assert len(refused) == 1

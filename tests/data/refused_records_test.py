@@ -16,8 +16,8 @@ BAD_LINES = [
     (lines(EDIT).strip() * 2, "malformed JSON"),
     (b"[" * 100_000, "cannot be read|malformed"),
     (b'{"instruction": ' + b"1" * 5000 + b"}", "cannot be read"),
-    (b'{"instruction": "a", "output": "b", "output": "c"}', "the field 'output' is there twice"),
-    (b'{"messages": [{"role": "}", "content": "a", "role": "user"}]}', "'role' is there twice"),
+    (b'{"instruction": "a", "output": "b", "output": "c"}', "has the field 'output' twice"),
+    (b'{"messages": [{"role": "}", "content": "a", "role": "user"}]}', "'role' twice"),
     (
         b'{"messages": "[{\\"role\\": \\"user\\", \\"role\\": \\"user\\"}]"}',
         "is not a list of mess",
@@ -86,7 +86,11 @@ def test_bad_row_of_a_list_or_table_is_named(write):
         ("a.parquet", lines(EDIT), "a.parquet: is not a readable Parquet file"),
         ("a.json", b'\n[{"a": 1},\n {"a" 2}]\n', "a.json:3: malformed JSON .*column 7"),
         ("a.json", b'[{"a": "x"},\n{"a": "\xff"}]', "a.json:2: invalid UTF-8"),
-        ("a.json", b'[{"a": "}\\"{"},\n{"b": 1,\n"b": {}}, {}]', "a.json:3: the field 'b' is"),
+        (
+            "a.json",
+            b'[{"a": "}\\"{"},\n{"b": 1,\n"b": {}}, {}]',
+            "a.json:3: an object has the field 'b'",
+        ),
         (
             "a.csv",
             b'prompt,output\n"[{""role"": ""user"", ""role"": ""user"", ""content"": 1}]",b\n',
@@ -128,7 +132,7 @@ def test_missing_file_and_impossible_path(spec):
 
 def test_no_file_folder_and_unreadable_file(write, monkeypatch):
     path = write(EDIT)
-    with pytest.raises(InputError, match=r"a\.jsonl,': names no file"):
+    with pytest.raises(InputError, match=r"a\.jsonl,': has an empty name"):
         read(f"{path},")
     with pytest.raises(InputError, match="is a folder; name the files in it"):
         read(".")

@@ -135,7 +135,7 @@ def test_a_template_that_refuses_turns_is_one_sentence(tokenizer, monkeypatch):
         ("{{ messages[0].name.first }}", "has no attribute 'name'"),
         ("{{ 'a' + 1 }}", "can only concatenate str"),
         ("{% for %}", "Expected an expression"),
-        ("{% for p in messages[-1].content %}{{ p['text'] }}{% endfor %}", "what the user says"),
+        ("{% for p in messages[-1].content %}{{ p['text'] }}{% endfor %}", "write the user's text"),
     ):
         monkeypatch.setattr(tokenizer, "chat_template", source)
         with pytest.raises(InputError, match=words) as error:

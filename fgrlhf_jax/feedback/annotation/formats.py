@@ -77,7 +77,7 @@ def read(
         numbers.setdefault(item.id, number)
         decisions += answers
     if not items:
-        raise InputError(f"{spec}: no row of it can be read; the last one: {refused[-1]}")
+        raise InputError(f"{spec}: no row can be read; the last error: {refused[-1]}")
     return [*items.values()], decisions
 
 

@@ -177,7 +177,7 @@ def test_rows_that_cannot_be_read_are_left_out_and_named(read):
     assert ([item.id for item in items], len(refused)) == (["1", "7"], 1)
     with pytest.raises(InputError, match="row 1: has no response"):
         read([odd[1]])
-    with pytest.raises(InputError, match=r"no row of it can be read; .*row 1: has no response"):
+    with pytest.raises(InputError, match=r"no row can be read; .*row 1: has no response"):
         read([odd[1]], refused=[])
 
 
