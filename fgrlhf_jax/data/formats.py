@@ -123,6 +123,7 @@ def parse_row(
     if len(set(answers)) == 1 and len(names) > 1 and not is_candidate:
         reason = f"{' and '.join(names)} are equal and teach nothing"
         raise InputError(f"{where}: {reason}; give two that differ")
+    length = len(answers[0]) if answers else 0  # a repeated prompt included
     prompt, last = read_prompt(row, columns.keys(), before, answers, where)
     if not prompt:
         prompt, answers = common_beginning(row, names, answers, where)
@@ -145,7 +146,8 @@ def parse_row(
     fields = prompt | dict(zip(RESPONSES[kind], answers, strict=True))
     fields |= _labels(row, kind, layout, where, need, columns)
     if kind is Edit:
-        fields["error_spans"] = spans_of(row.get("error_spans"), len(answers[0]), where)
+        begin = length - len(answers[0])
+        fields["error_spans"] = spans_of(row.get("error_spans"), begin, length, where)
     if kind is Instruction and need == "pairs":
         raise InputError(
             f"{where}: has one response or none; give edits (original, edited) or preferences "

@@ -126,20 +126,20 @@ def flag_of(row: Row, name: str, where: str) -> bool:
     return flag
 
 
-def spans_of(spans: Any, length: int, where: str) -> tuple[tuple[int, int], ...]:
-    """(start, end) of spans given as {"start", "end"} objects or as [start, end]."""
+def spans_of(spans: Any, begin: int, length: int, where: str) -> tuple[tuple[int, int], ...]:
+    """(start, end) from ``begin`` of spans given as {"start", "end"} objects or as [start, end]."""
     if spans is not None and not isinstance(spans, list | tuple):
         raise InputError(f"{where}: error_spans is {spans!r:.40}, not a list of spans")
     checked = []
     for span in spans or ():
         pair = (span.get("start"), span.get("end")) if isinstance(span, Mapping) else span
         match pair:
-            case [start, end] if type(start) is type(end) is int and 0 <= start < end <= length:
-                checked.append((start, end))
+            case [start, end] if type(start) is type(end) is int and begin <= start < end <= length:
+                checked.append((start - begin, end - begin))
             case _:
                 raise InputError(
                     f"{where}: error_spans holds {span!r:.60}; give start and end as character "
-                    f"offsets into the original (0 to {length})"
+                    f"offsets into the original ({begin} to {length})"
                 )
     return tuple(checked)
 

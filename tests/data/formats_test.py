@@ -36,9 +36,10 @@ MAPPED = [
         [Edit("", "", "Green.", "Blue.", "", (), chat(SKY))],
     ),
     (
-        {"prompt": SKY, "chosen": f"{SKY} Blue.", "rejected": f"{SKY} Red."},
+        {"prompt": SKY, "chosen": f"{SKY} Blue.", "rejected": f"{SKY} Red."}
+        | {"error_spans": [[len(SKY) + 1, len(SKY) + 4]]},
         "original=rejected,edited=chosen",
-        [Edit(SKY, "", " Red.", " Blue.")],
+        [Edit(SKY, "", " Red.", " Blue.", "", ((1, 4),))],
     ),
     (VOTED, "predictions,preference", PAIRS),
 ]
