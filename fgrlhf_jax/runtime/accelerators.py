@@ -1,4 +1,4 @@
-"""What accelerators can do at most, as their makers say: the roof of a roofline and of MFU."""
+"""Published peak performance of accelerators, for rooflines and MFU."""
 
 import re
 from typing import NamedTuple
@@ -10,8 +10,8 @@ class Accelerator(NamedTuple):
     Attributes:
       flops: dense bfloat16 products, FLOP/s.
       memory: bytes.
-      bandwidth: of its memory, bytes/s.
-      interconnect: to the other devices, bytes/s in one direction, all links together.
+      bandwidth: of the memory, bytes/s.
+      interconnect: to other devices, bytes/s in one direction, sum over all links.
       kind: regular expression of ``jax.Device.device_kind``.
     """
 
@@ -22,8 +22,8 @@ class Accelerator(NamedTuple):
     kind: str
 
 
-# NVIDIA's data sheets of the SXM modules (NVLink counts both directions there), and Google's
-# pages of TPU versions.
+# Sources: NVIDIA's data sheets of the SXM modules (whose NVLink figures sum both directions), and
+# Google's pages on TPU versions.
 ACCELERATORS = {
     "h200": Accelerator(989.4e12, 141e9, 4.8e12, 450e9, r"\bH200\b"),
     "h100": Accelerator(989.4e12, 80e9, 3.35e12, 450e9, r"\bH100\b"),
@@ -35,5 +35,5 @@ ACCELERATORS = {
 
 
 def find(device_kind: str) -> Accelerator | None:
-    """The accelerator that a JAX device is, None where its figures are not known (a CPU)."""
+    """The figures for a JAX device kind; None for unknown kinds, such as CPUs."""
     return next((a for a in ACCELERATORS.values() if re.search(a.kind, device_kind)), None)

@@ -18,18 +18,18 @@ class Checkpoints:
     """Saves and restores a train state in ``folder/STEP/``.
 
     A checkpoint has the parts of the state (separate, so that parameters can be read without the
-    optimizer) and a small JSON ``loop``, with which are saved the names and shapes of every part,
-    a fingerprint of its bits, and a checksum of all these. A save runs in the background and gets
-    its final name when it is complete; a restore never sees an interrupted one.
+    optimizer) and a small JSON ``loop``. It also stores names and shapes of every part, a
+    fingerprint of its bits, and a checksum of this metadata. A save runs in the background and gets
+    its final name when it is complete; a restore never sees an interrupted save.
 
     Args:
-      keep: how many of the newest are kept, beside the one of step ``best``.
+      keep: number of newest checkpoints to keep, besides the one of step ``best``.
 
     Attributes:
-      best: the step of the best checkpoint; of a run that goes on, its ``loop`` knows.
+      best: the step of the best checkpoint; a resumed run sets it from ``loop``.
 
     Raises:
-      InputError: when the folder cannot be made.
+      InputError: the folder cannot be created.
     """
 
     def __init__(self, folder: Path, keep: int = 2):
@@ -43,7 +43,7 @@ class Checkpoints:
             self.manager = ocp.CheckpointManager(self.folder, options=options)
 
     def should_preserve(self, checkpoints: Sequence, *, context) -> list[bool]:
-        """As orbax asks its policies: which of the checkpoints, oldest first, stay."""
+        """orbax's preservation policy: whether to keep each checkpoint, oldest first."""
         steps = [checkpoint.step for checkpoint in checkpoints]
         return [step in (*steps[-self.keep :], self.best) for step in steps]
 
@@ -56,14 +56,14 @@ class Checkpoints:
         return sorted(self.manager.all_steps())
 
     def save(self, step: int, parts: dict, loop: dict) -> None:
-        """Starts saving; returns when ``parts`` may be donated and ``loop`` changed again.
+        """Starts a save; when it returns, ``parts`` may be donated and ``loop`` may be changed.
 
-        Raises InputError when this or the save before it failed (on a full disk, for example).
-        Earlier checkpoints stay.
+        Raises InputError if this or the previous save failed, such as on a full disk. Earlier
+        checkpoints stay.
         """
         metadata = {
             "step": step,
-            "loop": json.loads(json.dumps(loop)),  # it is written later, the caller's may change
+            "loop": json.loads(json.dumps(loop)),  # a copy, since it is written later
             "layouts": {name: layout(part) for name, part in parts.items()},
             "fingerprints": {n: int(sharding.fingerprint(part)) for n, part in parts.items()},
         }
@@ -75,7 +75,7 @@ class Checkpoints:
             self.manager.save(step, args=args)
 
     def wait(self) -> None:
-        """Blocks until the save under way is complete; raises InputError when it failed."""
+        """Blocks until the current save is complete; raises InputError if it failed."""
         with self._saving():
             self.manager.wait_until_finished()
 
@@ -83,7 +83,7 @@ class Checkpoints:
     def _saving(self):
         try:
             yield
-        except Exception as error:  # orbax raises what its storage layer raises: any type
+        except Exception as error:  # orbax's storage layer raises any type
             steps = [int(p.name) for p in self.folder.glob("*") if p.name.isdigit()]
             last = f"the last good one is step {max(steps)}" if steps else "there is no earlier one"
             cause = files.system_error(error)
@@ -107,10 +107,10 @@ class Checkpoints:
         """Restores the parts named in ``abstract``.
 
         Args:
-          abstract: part -> tree of ShapeDtypeStruct with shardings, which may be of another mesh.
+          abstract: part -> tree of ShapeDtypeStruct with shardings; the mesh may differ.
 
         Raises:
-          InputError: when the checkpoint is of another architecture, incomplete or corrupted.
+          InputError: the checkpoint is of another architecture, incomplete or corrupted.
         """
         metadata = self._metadata(step)
         for name, part in abstract.items():
@@ -124,8 +124,8 @@ class Checkpoints:
                 differing[3:] = [f"{len(differing) - 3} more"] if len(differing) > 3 else []
                 raise InputError(
                     f"{self.folder / str(step)}: this checkpoint is of another model; its {name} "
-                    f"differ in {', '.join(differing)}; go on with that model, or start in a new "
-                    "run_dir"
+                    f"differ in {', '.join(differing)}; continue with that model, or start in a "
+                    "new run_dir"
                 )
         args = {name: ocp.args.StandardRestore(part) for name, part in abstract.items()}
         parts = {name: part for name, part in self._restore(step, **args).items() if name in args}
@@ -145,17 +145,17 @@ class Checkpoints:
         earlier = [s for s in self.manager.all_steps() if s < step]
         advice = "start again in a new run_dir"
         if step == self.latest and earlier:
-            advice = f"delete this folder to go on from step {max(earlier)}, or {advice}"
+            advice = f"delete this folder to resume from step {max(earlier)}, or {advice}"
         return f"{self.folder / str(step)}: this checkpoint cannot be read ({reason}); {advice}"
 
     def close(self) -> None:
-        """Waits for the save under way; raises InputError when it failed."""
+        """Waits for the current save; raises InputError if it failed."""
         with self._saving():
             self.manager.close()
 
 
 def _barrier() -> Callable:
-    """orbax's own barrier, except where a save has failed: it would wait for the others to fail."""
+    """orbax's barrier, but a process whose save failed raises instead of waiting for the others."""
     wait = ocp.multihost.get_barrier_sync_fn()
 
     def wait_or_fail(*, key: str, timeout_ms: int) -> None:

@@ -1,4 +1,4 @@
-"""An SQLite file that threads and processes share, with every fault of it in one sentence."""
+"""An SQLite file that threads and processes share; its errors become InputErrors."""
 
 import contextlib
 import sqlite3
@@ -17,15 +17,15 @@ TO_DO = {
 
 
 class Database:
-    """A connection that any thread may use; what is committed is on the disk (fsync).
+    """A connection that every thread may use; committed data is on disk (fsync).
 
     Args:
-      path: made where it is missing, with its folder.
-      name: what messages call it.
-      otherwise: what else can be done about a fault, for messages.
+      path: created if missing, with its folder.
+      name: name of the file in messages.
+      otherwise: alternative remedy in messages.
       timeout: seconds to wait for other processes.
 
-    Every method raises InputError for a fault of the file.
+    Every method raises InputError for errors of the file.
     """
 
     def __init__(self, path: Path, name: str, otherwise: str, timeout: float = 30.0):
@@ -50,13 +50,13 @@ class Database:
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
-        """All or nothing, on the disk at the end; other threads and processes wait."""
+        """An atomic transaction, on disk at the end; other threads and processes wait."""
         with self._lock, self._faults_as_input_errors(), self._connection:
             self._connection.execute("BEGIN IMMEDIATE")
             yield
 
     def create(self, schema: str) -> bool:
-        """Makes the tables of a new file, within a transaction; whether it was new."""
+        """Creates the tables of a new file, within a transaction; returns whether it was new."""
         is_new = not self.query("SELECT 1 FROM sqlite_master")
         for statement in schema.split(";\n") if is_new else ():
             self.query(statement)

@@ -1,4 +1,4 @@
-"""Files that a kill or a full disk leaves whole: atomic writes, growing JSONL, locks."""
+"""Files that survive a kill or a full disk: atomic writes, appended JSONL, locks."""
 
 import contextlib
 import dataclasses
@@ -15,20 +15,20 @@ import filelock
 
 from fgrlhf_jax.errors import InputError
 
-# What file systems answer that cannot lock a file or synchronise a folder.
+# Errors of file systems that cannot lock a file or fsync a folder.
 UNSUPPORTED = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
-MEND = "mend that and run the same command again"
+MEND = "correct this and run the same command again"
 
 
 def advice(error: OSError, otherwise: str = MEND) -> str:
-    """What to do about a file that could not be written."""
+    """The remedy for a file that could not be written."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "free some space and run the same command again"
     return otherwise
 
 
 def system_error(error: Exception) -> OSError:
-    """The system's error that a storage library wraps, with its number in the text only."""
+    """The OSError wrapped by a storage library's error, whose text has the error number."""
     match = re.search(r"\b(?:os_error_code='|code: )(\d+)", str(error))
     if code := int(match[1]) if match else getattr(error, "errno", None):
         return OSError(code, os.strerror(code))
@@ -48,9 +48,9 @@ def as_input_error(path: Path, otherwise: str = MEND) -> Iterator[None]:
 
 
 def replace(path: Path, chunks: Iterable[bytes]) -> None:
-    """Writes a file atomically: it is as before until all ``chunks`` are on the disk.
+    """Writes a file atomically: it keeps its content until all ``chunks`` are on disk.
 
-    Raises OSError when it cannot be written; the file is then as before.
+    Raises OSError if it cannot be written; the file then keeps its content.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     _remove_partial_files(path.parent)
@@ -67,7 +67,7 @@ def replace(path: Path, chunks: Iterable[bytes]) -> None:
 
 
 def _remove_partial_files(folder: Path) -> None:
-    """Removes what processes that were killed while they wrote to ``folder`` have left there."""
+    """Removes partial files that killed processes left in ``folder``."""
     for partial in folder.glob(".*.partial"):
         number = partial.name.split(".")[-2]
         try:
@@ -75,12 +75,12 @@ def _remove_partial_files(folder: Path) -> None:
         except ProcessLookupError:
             with contextlib.suppress(OSError):
                 partial.unlink()
-        except (ValueError, OSError, OverflowError):  # not one of ours; another user's process
+        except (ValueError, OSError, OverflowError):  # not this package's file; another user's
             continue
 
 
 def sync_folder(path: Path) -> None:
-    """Puts the names of a folder's files on the disk, where the file system can."""
+    """Fsyncs a folder, which makes the names of its files durable, if the file system can."""
     folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(folder)
@@ -99,9 +99,9 @@ def _write(path: str | os.PathLike, chunks: Iterable[bytes]) -> None:
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-    """Writes a text file atomically and makes its folder.
+    """Writes a text file atomically and creates its folder.
 
-    Raises InputError when it cannot be written; the file is then as before.
+    Raises InputError if it cannot be written; the file then keeps its content.
     """
     _write(path, [text.encode(errors="backslashreplace")])
 
@@ -112,29 +112,29 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
 
 
 def write_jsonl(path: str | os.PathLike, rows: Iterable[Any]) -> None:
-    """Writes one JSON object a line (see :func:`json_line`), as :func:`write_text`."""
+    """Writes one JSON object per line (see :func:`json_line`), as :func:`write_text`."""
     _write(path, map(json_line, rows))
 
 
 def json_line(row: Any) -> bytes:
-    """A dict or dataclass as a line of JSON; what JSON has no type for, such as a date, as text."""
+    """A dict or dataclass as a line of JSON; values without a JSON type, such as dates, as text."""
 
     def convert(value):
         return dataclasses.asdict(value) if dataclasses.is_dataclass(value) else str(value)
 
     text = json.dumps(row, ensure_ascii=False, default=convert) + "\n"
-    return text.encode(errors="backslashreplace")  # half of a surrogate pair as JSON does
+    return text.encode(errors="backslashreplace")  # escapes unpaired surrogates as JSON does
 
 
 def read_json(path: str | os.PathLike, like: Any, to_do: str) -> Any:
-    """The content of a JSON file that this package wrote.
+    """Reads a JSON file that this package wrote.
 
     Args:
-      like: a value of its form: a dict with some of its keys, a list with an element, a number, ….
-      to_do: what to do where the file is damaged, for the message.
+      like: an example of its structure: a dict with required keys, a list with an element, ….
+      to_do: the remedy for a damaged file, for the message.
 
     Raises:
-      InputError: when it is missing, empty, cut short or of another form.
+      InputError: the file is missing, empty, truncated or of another structure.
     """
     try:
         text = Path(path).read_bytes()
@@ -151,11 +151,11 @@ def read_json(path: str | os.PathLike, like: Any, to_do: str) -> Any:
 
 
 def _difference(value: Any, like: Any, name: str = "") -> str:
-    """How ``value`` has another form than ``like``; "" where it has not."""
+    """How the structure of ``value`` differs from ``like``; "" if it does not."""
     if isinstance(like, float) and type(value) is int:
         return ""
     if type(value) is not type(like):
-        return f"{name or 'the content'} is no {type(like).__name__}"
+        return f"{name or 'the content'} is not a {type(like).__name__}"
     if isinstance(like, dict):
         parts = [(value.get(key), part, key) for key, part in like.items()]
     else:
@@ -164,9 +164,9 @@ def _difference(value: Any, like: Any, name: str = "") -> str:
 
 
 def parse_jsonl(data: bytes, path: str | os.PathLike, to_do: str = "put back a copy") -> list:
-    """The rows of JSON lines; a last line without its line end, torn by a kill, is left out.
+    """Parses JSON lines; leaves out a last line without line end, which a kill has truncated.
 
-    Raises InputError for any other line that is no JSON, naming ``path`` and the line.
+    Raises InputError for any other line that is not JSON, with ``path`` and the line number.
     """
     rows = []
     for number, line in enumerate(data.split(b"\n")[:-1], 1):
@@ -174,19 +174,19 @@ def parse_jsonl(data: bytes, path: str | os.PathLike, to_do: str = "put back a c
             rows.append(json.loads(line))
         except (ValueError, RecursionError) as error:
             raise InputError(
-                f"{path}:{number}: this row is damaged (it is no JSON); {to_do}"
+                f"{path}:{number}: this row is damaged (it is not JSON); {to_do}"
             ) from error
     return rows
 
 
 def read_jsonl(path: str | os.PathLike) -> list:
-    """The rows of a file, see :func:`parse_jsonl`; [] where there is no such file."""
+    """The rows of a file, see :func:`parse_jsonl`; [] if it does not exist."""
     path = Path(path)
     return parse_jsonl(path.read_bytes(), path) if path.exists() else []
 
 
 def digest(path: str | os.PathLike) -> str:
-    """The SHA-256 of a file's content, "" where there is no such file."""
+    """The SHA-256 of a file's content; "" if it does not exist."""
     try:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -195,15 +195,15 @@ def digest(path: str | os.PathLike) -> str:
 
 
 class JsonlFile:
-    """A file that grows by whole lines; ``size`` is the end of the last one, in bytes.
+    """A file to which whole lines are appended; ``size`` is the end of the last line, in bytes.
 
     Args:
-      path: made where it is missing; a torn last line is cut.
-      size: where the whole lines end, if that is known.
-      durable: whether a line is on the disk (fsync) when :meth:`append` returns.
+      path: created if missing; a truncated last line is removed.
+      size: end of the whole lines, if known.
+      durable: whether lines are on disk (fsync) when :meth:`append` returns.
 
     Raises:
-      OSError: when it cannot be opened.
+      OSError: the file cannot be opened.
     """
 
     def __init__(self, path: Path, *, size: int | None = None, durable: bool = True):
@@ -211,11 +211,11 @@ class JsonlFile:
         self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         if size is None:
             self.size = os.pread(self._file, os.fstat(self._file).st_size, 0).rfind(b"\n") + 1
-        with contextlib.suppress(OSError):  # on a disk that fails, with the next append
+        with contextlib.suppress(OSError):  # if the disk fails, the next append raises
             os.ftruncate(self._file, self.size)
 
     def append(self, lines: bytes) -> None:
-        """Adds whole lines; raises OSError when that fails, and the file is then as before."""
+        """Appends whole lines; raises OSError on failure, and the file then keeps its content."""
         try:
             if os.fstat(self._file).st_size > self.size:
                 os.ftruncate(self._file, self.size)
@@ -235,24 +235,23 @@ class JsonlFile:
 
 
 class Lock:
-    """A lock file that one process has until :meth:`close` or its end, however it ends.
+    """A lock file that one process holds until :meth:`close` or until it ends, even by a kill.
 
-    Programs that the process starts do not hold the lock. On a file system without locks every
-    process gets it.
+    Child processes do not hold the lock. On a file system without locks, every process gets it.
 
     Args:
-      path: the lock file, in a folder that exists. It holds the process number of its owner.
-      wait: whether to wait for another process that has it.
+      path: the lock file, in an existing folder. It contains the PID of its owner.
+      wait: wait for another process that holds it.
 
     Raises:
-      BlockingIOError: when another process has it.
-      OSError: when the file cannot be made.
+      BlockingIOError: another process holds it.
+      OSError: the file cannot be created.
     """
 
     def __init__(self, path: Path, *, wait: bool = False):
         self.path = path
-        path.parent.stat()  # filelock would make the folder
-        if path.is_symlink():  # whose target would be written over
+        path.parent.stat()  # filelock would create the folder
+        if path.is_symlink():  # its target would be overwritten
             raise OSError(errno.ELOOP, "the lock file is a link; remove it", str(path))
         self._lock = filelock.FileLock(path, thread_local=False, fallback_to_soft=False)
         try:
@@ -262,13 +261,13 @@ class Lock:
         except OSError as error:
             if error.errno not in UNSUPPORTED:
                 raise
-        with contextlib.suppress(OSError):  # a full disk: the next file says so
+        with contextlib.suppress(OSError):  # on a full disk, the next file raises
             path.write_text(str(os.getpid()), encoding="ascii")
         self._status = path.stat()
 
     @property
     def valid(self) -> bool:
-        """Whether the file is still the locked one: the folder may have been deleted."""
+        """Whether the file still is the locked one; the folder may have been deleted."""
         try:
             return os.path.samestat(self._status, self.path.stat())
         except OSError:

@@ -1,8 +1,9 @@
-"""Ctrl-C, SIGTERM, SIGHUP: a flag that who has something to save looks at between its steps.
+"""Handling of Ctrl-C, SIGTERM and SIGHUP: within :class:`Interrupt` they set a flag.
 
-Elsewhere a signal raises KeyboardInterrupt, and again until the command has ended: where it happens
-to be raised in a callback or in ``__del__``, Python reports it and goes on. Python comes to neither
-while it waits for C++, a compilation for one: a thread that is told of signals ends the command.
+Code with work to save checks this flag between its steps. Elsewhere a signal raises
+KeyboardInterrupt, repeatedly until the command ends, since Python swallows one that is raised in a
+callback or in ``__del__``. While Python waits for C++, such as a compilation, neither works; then a
+thread that receives signals through a pipe ends the command.
 """
 
 import contextlib
@@ -14,36 +15,36 @@ import threading
 import time
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as `nohup` has it
-    SIGNALS += (signal.SIGHUP,)  # of a terminal that is closed
-PARENT = "FGRLHF_ENDS_WITH_PARENT"  # for a stage: the process number of its pipeline
-SAME = 0.3  # seconds: `timeout` sends a signal to a process, and then to its group
-STUCK = 2.0  # seconds that Python has to come to a signal where nobody looks at a flag
+if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # `nohup` ignores it
+    SIGNALS += (signal.SIGHUP,)  # sent when a terminal closes
+PARENT = "FGRLHF_ENDS_WITH_PARENT"  # environment variable of a stage: the PID of its pipeline
+SAME = 0.3  # seconds in which signals count as one: `timeout` signals a process, then its group
+STUCK = 2.0  # seconds until the thread ends a command that does not handle a signal
 AGAIN = 5.0  # seconds after which a KeyboardInterrupt that did not end the command is raised again
 MESSAGE = "interrupted; the same command goes on from what it has saved, or begins again"
 
 
 class _Process:
-    """What this process does at a signal."""
+    """Signal state of this process."""
 
-    is_command = False  # it belongs to a command, not to a program that uses the package
-    is_importing = False  # nothing has begun that an exception could end in order
-    watchers: tuple["Interrupt", ...] = ()  # those that look at their flag, the innermost last
-    received = 0.0  # the time of the first signal
+    is_command = False  # a command, not a program that uses the package
+    is_importing = False  # still importing: a signal ends the process at once
+    watchers: tuple["Interrupt", ...] = ()  # active ones, the innermost last
+    received = 0.0  # time of the first signal
 
 
 _ending = threading.RLock()
 
 
 def begin_command() -> None:
-    """Handles signals for the rest of this process; until :func:`begin_main` they end it."""
+    """Installs signal handlers; until :func:`begin_main`, signals end the process at once."""
     _Process.is_command = _Process.is_importing = True
     for number in (*SIGNALS, signal.SIGALRM):
         signal.signal(number, _receive)
     for number in range(3):
         try:
             os.fstat(number)
-        except OSError:  # closed; left alone, it would be the number of the next file
+        except OSError:  # closed: the next opened file would get its number
             os.open(os.devnull, os.O_RDWR)
     told, tell = os.pipe()
     os.set_blocking(tell, False)
@@ -53,18 +54,18 @@ def begin_command() -> None:
 
 
 def begin_main() -> None:
-    """From now on a signal that nobody looks at raises KeyboardInterrupt."""
+    """From now on signals raise KeyboardInterrupt, except within :class:`Interrupt`."""
     _Process.is_importing = False
 
 
 def raise_again() -> None:
-    """Raises the KeyboardInterrupt that was swallowed once more, outside of what swallowed it."""
+    """Raises a swallowed KeyboardInterrupt again, outside of the code that swallowed it."""
     if _Process.is_command:
         signal.setitimer(signal.ITIMER_REAL, 0.01, AGAIN)
 
 
 def end_command(message: str) -> None:
-    """Ends the process with status 130, as a KeyboardInterrupt has arrived in its main function."""
+    """Ends the process with status 130, after a KeyboardInterrupt in its main function."""
     if is_distributed():
         from fgrlhf_jax.runtime import multihost
 
@@ -73,17 +74,17 @@ def end_command(message: str) -> None:
     if not _Process.is_command:
         sys.exit(130)
     sys.stdout.flush()
-    os._exit(130)  # at once: XLA, stopped in a compilation, may crash while Python shuts down
+    os._exit(130)  # at once: XLA may crash at Python's shutdown if stopped while compiling
 
 
 def is_distributed() -> bool:
-    """Whether ``jax.distributed`` is in use; does not import JAX, which may be half imported."""
+    """Whether ``jax.distributed`` is in use; does not import JAX, which may be partly imported."""
     distributed = getattr(sys.modules.get("jax"), "distributed", None)
     return bool(distributed and distributed.is_initialized())
 
 
 def _end_where_stuck(told: int) -> None:
-    """Ends the command at signals that its main thread does not come to."""
+    """Runs in a thread: ends the command at signals that its main thread does not handle."""
     first, patience = 0.0, None
     while True:
         if not select.select([told], [], [], patience)[0]:
@@ -101,10 +102,10 @@ def _end_where_stuck(told: int) -> None:
 
 
 def _end_at_once() -> None:
-    # For good: the main thread and the one above may both be here, and the main thread twice, at a
-    # signal while it waits for a terminal that is stopped.
+    # Never released: both threads may get here, and the main thread twice, by a signal while it
+    # waits for a stopped terminal.
     _ending.acquire()
-    with contextlib.suppress(OSError):  # a full disk, a terminal that is closed
+    with contextlib.suppress(OSError):  # a full disk or a closed terminal
         os.write(2, f"{MESSAGE}\n".encode())
     os._exit(130)
 
@@ -130,10 +131,10 @@ def _receive(number: int, frame) -> None:
 
 
 class Interrupt:
-    """Within it, the first of the signals only sets a flag; a second one ends the process.
+    """A context in which the first signal only sets a flag; a second one ends the process.
 
-    With several processes a signal to any of them stops all, after the same step: jax catches
-    SIGTERM, tells the others, and finds a step that none of them has passed (``several``).
+    With ``several`` processes, a signal to one stops all of them after the same step: jax catches
+    SIGTERM, notifies the others, and agrees on a step that none of them has passed.
     """
 
     def __init__(self, *, several: bool = False):
@@ -149,11 +150,11 @@ class Interrupt:
         return self
 
     def requested(self, step: int) -> bool:
-        """Whether to save and stop; to be called after every step, by all processes."""
+        """Whether to save and stop; all processes must call it after every step."""
         if self.several:
             from jax.experimental import multihost_utils
 
-            # By the step's number, as orbax does at every save.
+            # Agrees by step number, as orbax does at every save.
             return multihost_utils.reached_preemption_sync_point(step)
         return self.flag
 

@@ -1,14 +1,14 @@
-"""Memory of the host process."""
+"""Memory management of the host process."""
 
 import ctypes
 import sys
 
 
 def release_unused() -> None:
-    """Gives what was freed back to the system, where the C library can (glibc).
+    """Returns freed memory to the system (glibc only).
 
-    The commands keep freed memory for arrays that follow; what compiling leaves is in pieces that
-    no large array fits into.
+    Commands keep freed memory for later arrays, but compilation leaves fragments that are too small
+    for large arrays.
     """
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)

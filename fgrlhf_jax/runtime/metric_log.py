@@ -1,4 +1,4 @@
-"""The metrics of a run: a JSONL file, a progress bar and, if wanted, TensorBoard."""
+"""The metrics of a run: a JSONL file, a progress bar and, optionally, TensorBoard."""
 
 import contextlib
 import functools
@@ -29,16 +29,16 @@ def _compilation_times() -> list[float]:
 
 
 def compilations() -> int:
-    """How many programs XLA has compiled (or taken from its cache) since the first call."""
+    """Number of programs that XLA has compiled (or loaded from its cache) since the first call."""
     return len(_compilation_times())
 
 
 class RowFile:
-    """A JSONL file of a run, whose rows the checkpoints vouch for.
+    """A JSONL file of a run, whose size and digest are part of every checkpoint.
 
-    ``saved`` is the ``state`` at the last checkpoint, {} for none: rows behind it are cut away,
-    since the run makes them again. Raises InputError when the rows up to there are not those that
-    were saved, and when it cannot be written.
+    ``saved`` is the ``state`` at the last checkpoint, {} for none. Later rows are removed, since
+    the run writes them again. Raises InputError if the rows up to there have changed, or if the
+    file cannot be written.
     """
 
     def __init__(self, path: Path, saved: dict):
@@ -49,11 +49,11 @@ class RowFile:
 
     @property
     def state(self) -> dict:
-        """The size of the file and the digest of its content."""
+        """The size of the file and the SHA-256 of its content."""
         return {"bytes": self._size, "sha256": self._digest.hexdigest()}
 
     def append(self, *rows: dict) -> None:
-        """Writes rows, or raises InputError where the disk is full."""
+        """Appends rows; raises InputError if the disk is full."""
         lines = b"".join(map(files.json_line, rows))
         with files.as_input_error(self.path):
             file = files.JsonlFile(self.path, size=self._size, durable=False)
@@ -64,7 +64,7 @@ class RowFile:
 
 
 def speed_of_a_device(flops: float, tokens: int, seconds: float) -> dict[str, float]:
-    """Rates of one device; ``mfu`` is left out where the device's peak is not known, as a CPU's."""
+    """Rates of one device; without ``mfu`` if the device's peak is unknown, as for CPUs."""
     per_device = seconds * jax.device_count()
     rates = {"tokens_per_second/device": tokens / per_device}
     if flops:
@@ -75,9 +75,9 @@ def speed_of_a_device(flops: float, tokens: int, seconds: float) -> dict[str, fl
 
 
 def check_rows(path: Path, saved: dict) -> bytes:
-    """The lines of a file that its :attr:`RowFile.state` vouches for.
+    """The lines of a file that its saved :attr:`RowFile.state` covers.
 
-    Raises InputError where they are not as they were, naming the first line that is no JSON.
+    Raises InputError if they have changed, with the first line that is not JSON.
     """
     content = path.read_bytes() if saved and path.exists() else b""
     rows = content[: saved.get("bytes", 0)]
@@ -96,22 +96,22 @@ def check_rows(path: Path, saved: dict) -> bytes:
 
 
 def to_floats(tree) -> dict[str, float]:
-    """Device scalars as Python floats, in one transfer."""
+    """Fetches device scalars as Python floats, in one transfer."""
     return {name: float(value) for name, value in jax.device_get(tree).items()}
 
 
 class Log:
-    """The rows of ``metrics.jsonl``, mirrored to the progress bar and TensorBoard.
+    """Writes the rows of ``metrics.jsonl``, and shows them in the progress bar and TensorBoard.
 
-    The time of an update leaves out evaluations and saves. Only process 0 writes. The fields in
-    ``CLOCK`` are wall-clock measurements: the only ones that differ between two runs of one
-    configuration on one device.
+    The time of an update excludes evaluations and saves. Only process 0 writes. The fields in
+    ``CLOCK`` are wall-clock measurements; only these differ between two runs of the same config on
+    the same device.
 
     Args:
-      checkpoints: to say which is the last good one.
-      bar: what the progress bar shows, {metric: format}.
+      checkpoints: for the last good step in messages.
+      bar: metrics in the progress bar, {metric: format}.
       saved: see :class:`RowFile`.
-      steps: updates that are made already, and of the whole run; None where the clock says.
+      steps: updates done already, and of the whole run; None if a time limit decides.
     """
 
     CLOCK = ("time", "tokens_per_second", "tflops_per_device", "mfu")  # and CLOCK/…
@@ -147,7 +147,7 @@ class Log:
         return self.file.state if self.file else {}
 
     def has_spent(self, seconds: float) -> bool:
-        """Whether all updates took that long, earlier starts' and the last one, which it awaits."""
+        """Whether all updates took that long, including earlier starts; waits for the last one."""
         self._fetch()
         running = time.perf_counter() - self.clock
         return multihost.from_first(lambda: self.earlier + self.seconds + running >= seconds)
@@ -157,14 +157,14 @@ class Log:
 
     @contextlib.contextmanager
     def paused(self):
-        """What happens within is not counted as time of the update, which is waited for before."""
+        """A context whose time does not count as update time; first waits for the last update."""
         self._fetch()
         pause = time.perf_counter()
         yield
         self.clock += time.perf_counter() - pause
 
     def add(self, step: int, metrics: dict) -> None:
-        """The metrics of an update, which may still be on the device."""
+        """Adds the metrics of an update, which may still be on the device."""
         self.pending = {"step": step} | metrics
         if self.compiled is None:
             self.compiled = compilations()
@@ -175,9 +175,9 @@ class Log:
         self.write()
 
     def write(self, evaluation: dict[str, float] | None = None) -> None:
-        """Writes the row that was added last, if it is not written yet; fetches its metrics.
+        """Writes the last added row, unless it is already written; fetches its metrics.
 
-        Raises InputError when one of them is not finite, or the disk is full.
+        Raises InputError if a metric is not finite, or if the disk is full.
         """
         if self.pending is None:
             return
@@ -201,7 +201,7 @@ class Log:
                 self.board.add_scalar(name, row[name], row["step"])
 
     def _fetch(self) -> None:
-        """Waits for the update that was added last; stops where its metrics are not finite."""
+        """Waits for the last added update; raises InputError if its metrics are not finite."""
         arrays = {name: x for name, x in self.pending.items() if isinstance(x, jax.Array)}
         self.pending |= to_floats(arrays) if arrays else {}
         self._check_finite(self.pending)
@@ -214,12 +214,11 @@ class Log:
             saved = f"the last good checkpoint is step {last}" if last else "nothing was saved"
             raise InputError(
                 f"step {row['step']}: {', '.join(wrong[:3])}; stopped, {saved}; lower "
-                "optimizer.learning_rate in a new run_dir, or look for what is wrong in the data "
-                "of that batch"
+                "optimizer.learning_rate in a new run_dir, or check the data of that batch"
             )
 
     def print(self, text: str) -> None:
-        """Prints a line above the bar."""
+        """Prints a line above the progress bar."""
         if self.file:
             self.bar.write(text)
 

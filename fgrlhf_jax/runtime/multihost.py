@@ -1,8 +1,8 @@
-"""Agreement between the processes of one run: values of the first one, checks, a common end.
+"""Coordination of the processes of a run: values from process 0, checks, and a common end.
 
-A process that fails alone says why in the key-value store that ``jax.distributed`` has in process 0
-(:func:`leave`); the others, which may be waiting for it in a collective operation, have a thread
-that reads it and ends them (:func:`watch`).
+A process that fails writes its error to the key-value store of ``jax.distributed`` in process 0
+(:func:`leave`). Other processes, which may be waiting for it in a collective operation, have a
+thread that reads the error and ends them (:func:`watch`).
 """
 
 import contextlib
@@ -22,24 +22,24 @@ from jax.experimental import multihost_utils
 from fgrlhf_jax.errors import InputError
 
 T = TypeVar("T")
-ERRORS, LEFT = "fgrlhf/errors/", "fgrlhf/left/"  # keys, followed by the number of a process
+ERRORS, LEFT = "fgrlhf/errors/", "fgrlhf/left/"  # keys, followed by a process index
 POLL = 1.0  # seconds
-GRACE = 2.0  # seconds in which a process may end by itself, with an error that others have too
+GRACE = 2.0  # seconds for a process to end by itself, with an error that others have too
 PATIENCE = 5.0  # seconds that process 0 waits for the others
 _leaving = threading.Lock()
 
 
 def _processes():
-    """jax's state of several processes: ``client``, ``process_id``; None where there is one."""
-    state = multihost_utils.distributed.global_state  # the store is documented nowhere
+    """jax's distributed state (``client``, ``process_id``, …); None for a single process."""
+    state = multihost_utils.distributed.global_state  # undocumented
     return state if state.client and state.num_processes > 1 else None
 
 
 def watch(end: Callable[[str], None]) -> None:
-    """Starts a thread that calls ``end`` with what :func:`error_of_others` gives, once it does."""
+    """Starts a thread that calls ``end`` with the first :func:`error_of_others`."""
 
     def wait() -> None:
-        with contextlib.suppress(Exception):  # of a store that is gone, as at the end of a run
+        with contextlib.suppress(Exception):  # the store has ended, as at the end of a run
             while not (error := error_of_others()):
                 time.sleep(POLL)
             time.sleep(GRACE)
@@ -50,7 +50,7 @@ def watch(end: Callable[[str], None]) -> None:
 
 
 def error_of_others() -> str:
-    """What another process has left with, ``process 1: …``; "" where none has."""
+    """The error with which another process has left, ``process 1: …``; "" if none has."""
     state = _processes()
     errors = state.client.key_value_dir_get(ERRORS) if state else []
     numbered = ((key.removeprefix(ERRORS), error) for key, error in errors)
@@ -58,14 +58,14 @@ def error_of_others() -> str:
 
 
 def leave(status: int, message: str, error: str) -> NoReturn:
-    """Prints a message and ends this process, and the others with ``error``.
+    """Prints a message, ends this process, and makes the others end with ``error``.
 
-    Process 0 ends last: without its store the others would be aborted.
+    Process 0 ends last, since the others are aborted when its store ends.
     """
-    _leaving.acquire()  # for good: another thread may be ending the process too
+    _leaving.acquire()  # never released: another thread may be ending the process too
     print(message, file=sys.stderr)
     if state := _processes():
-        with contextlib.suppress(Exception):  # the store is gone: so are the others
+        with contextlib.suppress(Exception):  # the store has ended, and so have the others
             if not error_of_others():
                 state.client.key_value_set(f"{ERRORS}{state.process_id}", error)
             state.client.key_value_set(f"{LEFT}{state.process_id}", "")
@@ -76,14 +76,14 @@ def leave(status: int, message: str, error: str) -> NoReturn:
                 time.sleep(0.1)
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
-    os._exit(status)  # at once: the end of Python would wait for the others
+    os._exit(status)  # at once: Python's shutdown would wait for the others
 
 
 def from_first(make: Callable[[], T]) -> T:
-    """Calls ``make`` on process 0 and returns its result on all of them, which must all call this.
+    """Calls ``make`` on process 0 and returns its result on all processes, which must all call it.
 
-    Raises InputError on every process, where ``make`` raises one; what else it raises is raised on
-    process 0, and an InputError that names it on the others.
+    An InputError of ``make`` is raised on every process; other exceptions are raised on process 0,
+    and on the others as an InputError.
     """
     if jax.process_count() == 1:
         return make()
@@ -109,19 +109,19 @@ def from_first(make: Callable[[], T]) -> T:
 def wait_for_all() -> None:
     """Returns when every process has called this.
 
-    To be called after compiling, which some processes finish later than others: the first program
-    that all of them run would not wait as long (30 s between CPUs).
+    Call it after compilation, which processes finish at different times: a collective program waits
+    for only 30 s between CPUs.
     """
     multihost_utils.sync_global_devices("wait")
 
 
 def check_same(text: str, description: str) -> None:
-    """Raises InputError on every process when one has another text than process 0."""
+    """Raises InputError on every process if one has another text than process 0."""
     digest = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8)
     digests = np.reshape(multihost_utils.process_allgather(digest), (-1, digest.size))
     differing = np.flatnonzero((digests != digests[0]).any(axis=1))
     if differing.size:
         raise InputError(
-            f"process {differing[0]} has {description} other than those of process 0; start all "
-            "processes with the same flags and the same files"
+            f"process {differing[0]} has other {description} than process 0; start all processes "
+            "with the same flags and the same files"
         )

@@ -16,16 +16,16 @@ SCHEDULES = ("constant", "linear", "cosine")
 
 
 class TrainState(NamedTuple):
-    """Parameters and the optimizer's state: all that an update changes."""
+    """Parameters and optimizer state: everything that an update changes."""
 
     params: dict
     opt_state: optax.OptState
 
 
 def schedule(name: str, peak: float, steps: int, warmup_steps: int) -> optax.Schedule:
-    """A learning rate that warms up to ``peak`` and then stays, or decays to 0 at ``steps``.
+    """A learning rate that warms up to ``peak``, then stays constant or decays to 0 at ``steps``.
 
-    Raises InputError for a warm-up as long as the run.
+    Raises InputError unless 0 <= ``warmup_steps`` < ``steps``.
     """
     if not 0 <= warmup_steps < steps:
         raise InputError(f"warmup_steps={warmup_steps} must be at least 0 and below steps={steps}")
@@ -38,12 +38,12 @@ def schedule(name: str, peak: float, steps: int, warmup_steps: int) -> optax.Sch
     if not warmup_steps:
         return decay
     warmup = optax.linear_schedule(0.0, peak, warmup_steps)
-    # The first update has rate peak / warmup_steps, not 0, which would waste a step.
+    # The first update has rate peak / warmup_steps; a rate of 0 would waste it.
     return optax.join_schedules([lambda step: warmup(step + 1), decay], [warmup_steps])
 
 
 def _matches(pattern: str) -> Callable:
-    """A function that marks the leaves of a parameter tree whose path the pattern matches."""
+    """A function from a parameter tree to a mask of the leaves whose path matches the pattern."""
     return lambda params: jax.tree.map_with_path(
         lambda path, _: bool(re.search(pattern, sharding.path_name(path))), params
     )
@@ -61,12 +61,12 @@ def adamw(
 ) -> optax.GradientTransformation:
     """AdamW after clipping by the global norm; weight decay on matrices only.
 
-    Its state remembers the :func:`update_rms`.
+    Its state stores :func:`update_rms`.
 
     Args:
-      clip_norm: the largest global gradient norm; 0 clips nothing.
-      freeze: regular expression over parameter paths; parameters that it matches are not trained
-        and have no moments. Empty freezes nothing.
+      clip_norm: the largest global gradient norm; 0: no clipping.
+      freeze: regular expression over parameter paths; matching parameters are not trained and have
+        no moments. "": none.
     """
     matrices = _matches(r"(kernel|embedding|unembed|lora_[ab])$")
     chain = optax.chain(
@@ -87,18 +87,18 @@ def _rms(tree) -> jax.Array:
 
 
 def update_rms(opt_state: optax.OptState) -> jax.Array:
-    """Root mean square of the last update over its learning rate.
+    """Root mean square of the last update, divided by its learning rate.
 
-    About 1 as long as gradients are steady; far below where they are small beside ``eps``, which
-    then hides the learning rate, or where they have no steady direction.
+    About 1 for gradients of a steady direction; far below 1 if the direction changes, or if
+    gradients are small compared with ``eps``, which then reduces the effective learning rate.
     """
     return optax.tree.get(opt_state, "update_rms")
 
 
 def without_frozen(params: dict, freeze: str) -> dict:
-    """The same tree, None in the place of what ``freeze`` matches, the pattern of :func:`adamw`.
+    """Replaces the parameters that match ``freeze``, see :func:`adamw`, by None.
 
-    It is what gradients are taken of: there are then none of the rest, not even zeros.
+    Gradients are taken with respect to this tree, so that none exist for frozen parameters.
     """
     if not freeze:
         return params
@@ -106,7 +106,7 @@ def without_frozen(params: dict, freeze: str) -> dict:
 
 
 def fill(tree: dict, params: dict) -> dict:
-    """A tree of :func:`without_frozen` with the leaves of ``params`` where it has None."""
+    """Replaces every None in a tree from :func:`without_frozen` by the leaf of ``params``."""
     return jax.tree.map(
         lambda x, y: y if x is None else x, tree, params, is_leaf=lambda x: x is None
     )
@@ -115,7 +115,7 @@ def fill(tree: dict, params: dict) -> dict:
 def apply_gradients(
     state: TrainState, grads: dict, optimizer: optax.GradientTransformation
 ) -> TrainState:
-    """The train state after one step of ``optimizer``; None is no gradient."""
+    """The train state after one step of ``optimizer``; a gradient of None counts as zero."""
     grads = fill(grads, jax.tree.map(jnp.zeros_like, state.params))
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     return TrainState(optax.apply_updates(state.params, updates), opt_state)
@@ -134,8 +134,8 @@ def compile_step(step: Callable, abstract: TrainState, batch: dict, mesh: Mesh, 
 
     Args:
       abstract: from :func:`abstract_state`.
-      batch: arrays on the mesh, or ShapeDtypeStructs with shardings: nothing is computed.
-      *frozen: more abstract arguments, which are only read.
+      batch: arrays on the mesh, or ShapeDtypeStructs with shardings; only shapes are used.
+      *frozen: further abstract arguments, which are not updated.
     """
 
     def step_with_rms(state: TrainState, batch: dict, *frozen) -> tuple[TrainState, dict]:

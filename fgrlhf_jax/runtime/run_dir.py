@@ -1,6 +1,6 @@
-"""The folder of a run: one config, one command, as often as it takes to finish.
+"""The folder of a run: checks of its config, locking, and results of finished runs.
 
-JAX is imported where it is used: commands that need no device read the names of this file too.
+Functions import JAX where they need it, since commands without devices import this file too.
 """
 
 import contextlib
@@ -13,19 +13,19 @@ from ml_collections import ConfigDict
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.runtime import files, interrupt, user_function
 
-# Fields that may differ between starts: they change how a run is watched, not what it computes (but
-# for sums in another order, with a pipeline's workers as with the number of cores).
+# Fields that may differ between starts, since they do not change results (except for the order of
+# sums, with a pipeline's workers as with the number of cores).
 NOT_COMPARED = (
     *("run_dir", "tensorboard", "profile", "max_to_keep", "save_every"),
     *("distributed", "coordinator", "num_processes", "process_id"),
-    # Of a pipeline, whose stages know what they were made of.
+    # Of a pipeline, whose stages record their own settings.
     *("workers", "platforms", "seeds", "task", "run_arms", "title", "judge_name", "report_samples"),
 )
 
-SHOWN = 8  # fields that differ; more are counted
-RESULTS = ("eval.json", "metrics.jsonl", "samples.jsonl")  # whose digests finished.json has
+SHOWN = 8  # differing fields in a message; more are counted
+RESULTS = ("eval.json", "metrics.jsonl", "samples.jsonl")  # finished.json has their digests
 
-# Fields of a trainer's config in earlier versions: old name -> new name, or "" for none.
+# Config fields of earlier versions: old name -> new name, or "" if removed.
 RENAMED_FIELDS = {
     "select": "best_metric",
     "keep": "max_to_keep",
@@ -43,11 +43,11 @@ RENAMED_FIELDS = {
     "sampling.unroll": "",
 }
 
-_locks: dict[Path, files.Lock] = {}  # of this process, by the path of the lock file
+_locks: dict[Path, files.Lock] = {}  # locks of this process, by path
 
 
 def flatten(config: dict, prefix: str = "") -> dict:
-    """Nested dicts as one dict with dotted names, such as ``model.path``."""
+    """Flattens nested dicts to one dict with dotted names, such as ``model.path``."""
     flat = {}
     for name, value in config.items():
         nested = isinstance(value, dict)
@@ -56,32 +56,32 @@ def flatten(config: dict, prefix: str = "") -> dict:
 
 
 def values_of(config: ConfigDict) -> dict:
-    """The values of a config as JSON has them, by dotted name, and what its functions are."""
+    """The JSON values of a config by dotted name, and digests of its user functions."""
     values = flatten(json.loads(config.to_json()))
     return values | user_function.identity(values)
 
 
 def check_run(config: ConfigDict) -> None:
-    """Raises InputError when ``run_dir`` has the work of another config, naming the fields."""
+    """Raises InputError, naming differing fields, if ``run_dir`` has a run of another config."""
     folder = Path(config.run_dir)
     path = folder / "config.json"
     finished = [*folder.glob("finished.json"), *folder.glob("stages/*.json")]
     if not path.exists() and not finished:
-        return  # a checkpoint knows its config too
+        return  # a checkpoint stores its config too
     saved = files.read_json(path, {}, "put back a copy of it, or choose another run_dir")
     if "run_dir" not in saved:
-        raise InputError(f"{path}: is not of a run of ours; choose another run_dir")
+        raise InputError(f"{path}: is not the config of a run; choose another run_dir")
     work = ("metrics.jsonl", "checkpoints/*")
     if not finished and not any(True for pattern in work for _ in folder.glob(pattern)):
-        return  # a start that came to nothing
+        return  # an earlier start ended before its first result
     check_config(folder, flatten(saved), config)
 
 
 def check_config(folder: Path, saved: dict, config: ConfigDict) -> None:
-    """Raises InputError where a config computes other than ``saved``, the values of a run."""
+    """Raises InputError if a config differs from ``saved``, the values of a run."""
     now = user_function.comparable(values_of(config), saved)
     renamed = [
-        f"{old} is now {new}" if new else f"{old} is gone"
+        f"{old} is now {new}" if new else f"{old} was removed"
         for old, new in RENAMED_FIELDS.items()
         if old in saved and old not in now and (new in now or not new)
     ]
@@ -94,12 +94,12 @@ def check_config(folder: Path, saved: dict, config: ConfigDict) -> None:
     if differing := differing_fields(saved, now):
         raise InputError(
             f"run_dir={folder} holds a run of another config: {differing}; "
-            "choose another run_dir, or put back what it was"
+            "choose another run_dir, or restore the saved values"
         )
 
 
 def differing_fields(saved: dict, now: dict) -> str:
-    """``NAME (saved …, now …), …`` of values by dotted name that two starts must share, or ""."""
+    """``NAME (saved …, now …), …`` for the values that differ, except ``NOT_COMPARED``, or ""."""
     names = [
         name
         for name in sorted(saved.keys() | now.keys())
@@ -118,11 +118,11 @@ def differing_fields(saved: dict, now: dict) -> str:
 
 
 def finish(folder: Path, step: int, note: str, result: dict | None = None) -> None:
-    """Writes ``finished.json`` with digests of the results; to be called by all processes.
+    """Writes ``finished.json`` with digests of the results; all processes must call this.
 
     Args:
-      step: of the model that was exported.
-      note: to print.
+      step: step of the exported model.
+      note: text to print.
       result: the content of ``eval.json``.
     """
     import jax
@@ -140,21 +140,21 @@ def finish(folder: Path, step: int, note: str, result: dict | None = None) -> No
 
 
 def read_finished(folder: Path) -> dict | None:
-    """The content of ``finished.json``; None where the run or a result of it is to be made.
+    """The content of ``finished.json``; None if the run is unfinished or ``eval.json`` is missing.
 
-    Raises InputError when it or one of the results is damaged, or is of another run.
+    Raises InputError if it or a result is damaged or was changed.
     """
     path = folder / "finished.json"
     if not path.exists() or not (folder / "export").exists():
         return None
-    again = "delete it and run the same command, which makes it again"
+    again = "delete it and run the same command, which writes it again"
     finished = files.read_json(path, {"step": 0, "sha256": {}}, again)
     for name, digest in finished["sha256"].items():
         result = folder / name
         if files.digest(result) == digest:
             continue
         if result.suffix == ".jsonl":
-            files.read_jsonl(result)  # which names a row that is damaged
+            files.read_jsonl(result)  # raises with the number of a damaged row
         if name == "eval.json" and not result.exists():
             return None
         fault = "is not as the run left it" if result.exists() else "is missing"
@@ -164,11 +164,11 @@ def read_finished(folder: Path) -> dict | None:
 
 
 def lock(run_dir: str | Path) -> Path:
-    """Reserves a run folder, made where it is missing, for this process until :func:`unlock`.
+    """Creates and locks a run folder for this process until :func:`unlock`.
 
-    The same process may come again. Of several processes of a run the first one has the lock.
+    The same process may lock it again. Of several processes of a run, process 0 holds the lock.
 
-    Raises InputError when another process has it (a stage of a pipeline waits instead), or the
+    Raises InputError if another process holds it (a stage of a pipeline waits instead), or if the
     folder cannot be written.
     """
     import jax
@@ -187,16 +187,16 @@ def lock(run_dir: str | Path) -> Path:
             _locks[path] = files.Lock(path)
         except BlockingIOError as error:
             owner = ""
-            with contextlib.suppress(FileNotFoundError):  # it ends just now
+            with contextlib.suppress(FileNotFoundError):  # the owner has just ended
                 owner = path.read_text()
             owner = owner or "unknown"
-            # Of a pipeline that was killed and started again: the old stage saves, and ends.
+            # The old stage of a pipeline that was killed and restarted saves and ends by itself.
             if not os.environ.get(interrupt.PARENT):
                 raise InputError(
                     f"run_dir={folder}: another process (PID {owner}) is running there; wait for "
                     "it or choose another run_dir"
                 ) from error
-            print(f"waiting for process {owner}, which is in {folder}", flush=True)
+            print(f"waiting for process {owner}, which uses {folder}", flush=True)
             _locks[path] = files.Lock(path, wait=True)
     except OSError as error:
         raise InputError(
@@ -206,16 +206,16 @@ def lock(run_dir: str | Path) -> Path:
 
 
 def unlock() -> None:
-    """Gives back every run folder of this process."""
+    """Releases every run folder of this process."""
     while _locks:
         _locks.popitem()[1].close()
 
 
 def open_run(config: ConfigDict) -> Path:
-    """Makes or reopens the run folder of a config, locks it and writes ``config.json``.
+    """Creates or reopens the run folder of a config, locks it and writes ``config.json``.
 
-    Raises InputError when the folder cannot be written, holds the work of another config, or
-    another process is running there; and when the processes of the run have different configs.
+    Raises InputError if the folder cannot be written, holds a run of another config, or is in use
+    by another process; and if the processes of the run have different configs.
     """
     from fgrlhf_jax.runtime import multihost
 
@@ -226,7 +226,7 @@ def open_run(config: ConfigDict) -> Path:
 
     def make() -> Path:
         folder = lock(config.run_dir)
-        # Checkpoints without a config.json first say whether they are of this config.
+        # Checkpoints without a config.json are checked against this config first.
         if (folder / "config.json").exists() or not any(folder.glob("checkpoints/*")):
             write_config(folder, config)
         return folder

@@ -1,7 +1,7 @@
-"""Where every parameter, Adam moment and batch lives: one mesh and one table of shardings.
+"""Shardings of parameters, Adam moments and batches: one mesh and one table.
 
-Axes: ``data`` (replicas), ``fsdp`` (parameters and moments split, batch split too) and ``tensor``
-(heads, hidden width and vocabulary split). Models only call ``constrain``.
+Axes: ``data`` (replicas), ``fsdp`` (splits parameters, moments and the batch) and ``tensor``
+(splits heads, hidden width and vocabulary). Models only call ``constrain``.
 """
 
 import math
@@ -21,7 +21,7 @@ AXES = ("data", "fsdp", "tensor")
 BATCH = ("data", "fsdp")
 
 # The first pattern that matches a leaf's path decides. Kernels of blocks have a leading layer axis;
-# of quantized ones there are kernel/qvalue and kernel/scale.
+# quantized kernels consist of kernel/qvalue and kernel/scale.
 TABLE = (
     (r"embed/embedding$|head/unembed$", P("tensor", "fsdp")),
     (r"lm_head/kernel$", P("fsdp", "tensor")),
@@ -39,7 +39,7 @@ TABLE = (
 def make_mesh(shape: str, devices=None) -> Mesh:
     """A ("data", "fsdp", "tensor") mesh from three comma-separated sizes, one of which may be -1.
 
-    Raises InputError when the sizes are malformed or do not multiply to the number of devices.
+    Raises InputError if the sizes are malformed or their product is not the number of devices.
     """
     devices = jax.devices() if devices is None else devices
     sizes = _mesh_sizes("mesh", shape, len(devices))
@@ -47,7 +47,7 @@ def make_mesh(shape: str, devices=None) -> Mesh:
 
 
 def reshape_mesh(mesh: Mesh, field: str, shape: str) -> Mesh:
-    """The devices of a mesh, in their order, in the shape of a field; without one the same mesh.
+    """A mesh of the same devices in another shape, the value of a field; "": the same mesh.
 
     Raises InputError as :func:`make_mesh`.
     """
@@ -69,21 +69,21 @@ def _mesh_sizes(field: str, shape: str, devices: int) -> tuple[int, ...]:
     known = int(np.prod([s for s in sizes if s != -1]))
     if -1 in sizes and devices % known:
         raise InputError(
-            f"{field}={shape!r} lays out a multiple of {known} devices and there are {devices}; "
+            f"{field}={shape!r} needs a multiple of {known} devices and there are {devices}; "
             "give 1,-1,1, which takes any number"
         )
     if -1 in sizes:
         sizes[sizes.index(-1)] = devices // known
     if int(np.prod(sizes)) != devices:
         raise InputError(
-            f"{field}={shape!r} makes {known} devices and there are {devices}; choose sizes "
+            f"{field}={shape!r} needs {known} devices and there are {devices}; choose sizes "
             "whose product is the number of devices, or one of them -1"
         )
     return tuple(sizes)
 
 
 def check_batch(mesh: Mesh, rows: int, field: str = "micro_batch_size") -> None:
-    """Raises InputError where a batch does not divide over the mesh's data and fsdp axes."""
+    """Raises InputError if a batch does not divide over the mesh's data and fsdp axes."""
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     if rows % shards:
         raise InputError(
@@ -101,17 +101,17 @@ def round_batch_size(batch_size: int, mesh: Mesh) -> int:
 
 
 def path_name(path) -> str:
-    """A key path of ``jax.tree_util`` as text, ``backbone/layers/attention/q/kernel``."""
+    """Formats a key path of ``jax.tree_util``, such as ``backbone/layers/attention/q/kernel``."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def _spec(name: str, leaf, mesh: Mesh, split=AXES) -> P:
     spec = next(spec for pattern, spec in TABLE if re.search(pattern, name))
-    if leaf.ndim == len(spec) - 1 and spec[0] is None:  # of one layer, without the layer axis
+    if leaf.ndim == len(spec) - 1 and spec[0] is None:  # a single layer, without the layer axis
         spec = spec[1:]
     if len(spec) > leaf.ndim:  # scalars of an optimizer state
         return P()
-    # An axis that does not divide its dimension (a tiny model on a large mesh) stays whole.
+    # A dimension that the axis does not divide (a tiny model on a large mesh) is not split.
     fits = (a in split and leaf.shape[i] % mesh.shape[a] == 0 for i, a in enumerate(spec))
     return P(*(a if fit else None for a, fit in zip(spec, fits, strict=True)))
 
@@ -119,7 +119,7 @@ def _spec(name: str, leaf, mesh: Mesh, split=AXES) -> P:
 def shardings(tree, mesh: Mesh, split: Sequence[str] = AXES):
     """A tree of NamedSharding for any tree whose paths end in parameter paths (params, moments).
 
-    Parameters are split over the axes ``split`` of the mesh, and whole over the others.
+    Parameters are split over the axes ``split`` of the mesh, and replicated over the others.
     """
     return jax.tree.map_with_path(
         lambda path, leaf: NamedSharding(mesh, _spec(path_name(path), leaf, mesh, split)), tree
@@ -142,16 +142,16 @@ def constrain(x: jax.Array) -> jax.Array:
 
 
 def batch_shards() -> int:
-    """Devices that the rows of a batch are spread over; 1 without a mesh."""
+    """Number of devices over which the rows of a batch are split; 1 without a mesh."""
     sizes = jax.sharding.get_abstract_mesh().shape
     return int(np.prod([sizes.get(axis, 1) for axis in BATCH]))
 
 
 def look_up(table_VD: jax.Array, tokens_BS: jax.Array) -> jax.Array:
-    """Rows [B, S, D] of a table that ``TABLE`` splits over tensor and fsdp.
+    """Looks up rows [B, S, D] of an embedding that ``TABLE`` splits over tensor and fsdp.
 
-    The table is made whole along D first, as every weight is before its product: rows of tokens are
-    then split as these are. Left to XLA, each device would gather its columns of all rows.
+    It gathers the table along D first, as for every weight before its product, so that the result
+    is split as the tokens. XLA by itself would gather each device's columns of all rows.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if not mesh.empty:
@@ -161,9 +161,9 @@ def look_up(table_VD: jax.Array, tokens_BS: jax.Array) -> jax.Array:
 
 
 def gather(tree, name: str):
-    """Parameters under the path ``name``, made whole but for the tensor axis before they are used.
+    """Gathers the parameters under the path ``name`` over all axes but tensor, before their use.
 
-    Left to XLA, what is computed from them would be gathered, which may be larger.
+    XLA by itself might gather the results computed from them, which may be larger.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
@@ -187,9 +187,9 @@ def constrain_cache(x: jax.Array) -> jax.Array:
 
 
 def map_rows_and_heads(f, *heads_BSNH: jax.Array) -> jax.Array:
-    """``f`` of each device's own rows and heads, for kernels that XLA cannot split.
+    """Applies ``f`` to each device's rows and heads, for kernels that XLA cannot split.
 
-    It takes arrays [B, S, heads, H] and gives one of them; rows do not depend on each other.
+    ``f`` maps arrays [B, S, heads, H] to one such array; rows must be independent.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
@@ -204,12 +204,12 @@ def map_rows_and_heads(f, *heads_BSNH: jax.Array) -> jax.Array:
 
 
 def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
-    """Rows over data and fsdp; ``axis`` is that of the rows (1 where micro-batches lead)."""
+    """Splits rows over data and fsdp; ``axis`` is the rows' axis (1 after a micro-batch axis)."""
     return NamedSharding(mesh, P(*(None,) * axis, BATCH))
 
 
 def put_batch(batch, mesh: Mesh, axis: int = 0):
-    """Places host arrays on the mesh; every process has the whole batch and places its rows."""
+    """Places host arrays on the mesh; every process has the whole batch and places its own rows."""
     sharding = batch_sharding(mesh, axis)
     return jax.tree.map(
         lambda x: jax.make_array_from_callback(x.shape, sharding, lambda index: x[index]), batch
@@ -229,9 +229,10 @@ def to_host(tree):
 
 @jax.jit
 def fingerprint(tree) -> jax.Array:
-    """A uint32 that changes with any flipped bit of leaves of 1, 2 or 4 bytes, however sharded.
+    """A uint32 checksum that changes with every flipped bit and does not depend on the sharding.
 
-    Position-weighted sums of the bits in wrapping integer arithmetic: exact in every order.
+    It is a position-weighted sum of the bits in wrapping integer arithmetic, exact in every order.
+    Leaves have items of 1, 2 or 4 bytes.
     """
     total = jnp.uint32(0)
     for number, leaf in enumerate(jax.tree.leaves(tree)):

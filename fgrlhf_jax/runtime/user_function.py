@@ -1,13 +1,14 @@
-"""A user's own reward or judge: a Python function, named in the config as ``module:function``.
+"""Calls a user's reward or judge: a Python function named in the config as ``module:function``.
 
-It is called with ``prompts`` and ``responses``, two lists of texts (an instruction, followed by a
-blank line and its input where there is one), and with those of these that its signature names:
+Its arguments are ``prompts`` and ``responses``, two lists of texts (a prompt is an instruction,
+followed by a blank line and the input if there is one), and, if its signature names them:
 
-    tokens    for each response the texts of its sampled tokens, the end-of-sequence token included
-    finished  for each response whether it ended by itself
+    tokens    for each response the texts of its sampled tokens, EOS included
+    finished  for each response whether it is complete, not cut at a length limit
 
-(where it names them, in any order; ``completions`` are the responses, as for TRL) and returns, for
-each response, a number or (a reward only) a sequence with one number a token.
+Prompts and responses are passed by name if the signature has these names (or ``completions`` for
+the responses, as in TRL), else by position. The function returns for each response a number or
+(only a reward) a sequence with one number per token.
 """
 
 import contextlib
@@ -23,8 +24,8 @@ import numpy as np
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.runtime import files
 
-FIELDS = ("judge", "reward_function")  # of configs, that name a function
-# Functions of this package that had another name in earlier versions.
+FIELDS = ("judge", "reward_function")  # config fields that name a function
+# Functions of this package with other names in earlier versions.
 MOVED = {
     "fgrlhf_jax.tiny_judge:judge": "fgrlhf_jax.tiny_world.judge:judge",
     "fgrlhf_jax.tiny_judge:oracle_rewards": "fgrlhf_jax.tiny_world.judge:oracle_rewards",
@@ -35,9 +36,9 @@ MOVED = {
 
 
 def load(name: str) -> Callable:
-    """The function ``module:function``; modules are also looked for in the current folder.
+    """Imports ``module:function``, also from the current folder.
 
-    Raises InputError when there is no such module or function, naming what went wrong.
+    Raises InputError with the reason if it cannot be imported.
     """
     module, _, attribute = name.partition(":")
     if not module or not attribute:
@@ -65,16 +66,16 @@ def _current_folder() -> Iterator[None]:
 
 
 def identity(values: Mapping[str, object]) -> dict[str, str]:
-    """``FIELD.file`` for each field that names a user's function: the SHA-256 of its file, cut.
+    """{``FIELD.file``: truncated SHA-256 of the function's file} for each field with a function.
 
-    Not what that file imports, nor a function of this package.
+    Ignores imports of that file, and functions of this package.
     """
     modules = {f"{field}.file": str(values.get(field, "")).partition(":")[0] for field in FIELDS}
     return {name: digest for name, module in modules.items() if (digest := _file_digest(module))}
 
 
 def comparable(now: Mapping[str, object], saved: Mapping[str, object]) -> dict[str, object]:
-    """The values of a start that an earlier one may differ in: older versions knew no files."""
+    """Drops the ``….file`` values that ``saved``, of an older version, does not have."""
     return {k: v for k, v in now.items() if k in saved or not k.endswith(".file")}
 
 
@@ -82,7 +83,7 @@ def _file_digest(module: str) -> str:
     try:
         with _current_folder():
             spec = importlib.util.find_spec(module)
-    except (Exception, SystemExit):  # which :func:`load` tells of
+    except (Exception, SystemExit):  # :func:`load` raises it
         return ""
     own = module.startswith("fgrlhf_jax.")
     is_file = spec and not own and os.path.isfile(spec.origin or "")  # nor one in an archive
@@ -90,7 +91,7 @@ def _file_digest(module: str) -> str:
 
 
 def _describe(error: BaseException) -> str:
-    """An exception in one line, and where in the user's own code it was raised."""
+    """An exception in one line, with its place in the user's code."""
     message = " ".join(f"{type(error).__name__}: {error}".split())
     libraries = ("<", sys.prefix, sys.base_prefix, __file__)
     frames = traceback.extract_tb(error.__traceback__)
@@ -99,7 +100,7 @@ def _describe(error: BaseException) -> str:
 
 
 def takes(function: Callable, argument: str) -> bool:
-    """Whether the signature of ``function`` names ``argument``, as tokens or finished."""
+    """Whether the signature of ``function`` has a parameter named ``argument``."""
     return _kinds(function).get(argument) in (
         inspect.Parameter.POSITIONAL_OR_KEYWORD,
         inspect.Parameter.KEYWORD_ONLY,
@@ -107,21 +108,21 @@ def takes(function: Callable, argument: str) -> bool:
 
 
 def _kinds(function: Callable) -> dict[str, int]:
-    """The kind of each parameter of its signature, in order."""
+    """The kind of each parameter in a function's signature, in order."""
     try:
         parameters = inspect.signature(function).parameters
-    except ValueError:  # some functions of C have none
+    except ValueError:  # some C functions have none
         return {}
     return {name: parameter.kind for name, parameter in parameters.items()}
 
 
 def _named_answers(function: Callable) -> str:
-    """What it calls the responses, where it is to be given both texts by name, as TRL does."""
+    """The responses' parameter name if both texts are to be passed by name, as in TRL, else ""."""
     kinds = _kinds(function)
     answers = next((name for name in ("responses", "completions") if takes(function, name)), "")
     if takes(function, "prompts"):
         return answers
-    # Where they are second the prompts are first, whatever that one is called.
+    # If they are the second parameter, the first one is the prompts, whatever its name.
     is_second = list(kinds)[1:2] == [answers] and kinds[answers] != inspect.Parameter.KEYWORD_ONLY
     is_open = inspect.Parameter.VAR_KEYWORD in kinds.values()
     return answers if is_open and not is_second else ""
@@ -142,14 +143,14 @@ def score_responses(
     Args:
       name: the function's name in messages.
       tokens, finished: passed on if the function takes them.
-      lengths: tokens of each response; without them only one number a response is accepted.
+      lengths: number of tokens of each response; None: only one number per response is allowed.
 
     Returns:
-      For each response a float, or float64[T] with one number a token.
+      For each response a float, or float64[T] with one number per token.
 
     Raises:
-      InputError: naming the function and the response, when it raises, or returns too few or too
-        many values, something that is no number, or NaN or infinity.
+      InputError: the function raises, or returns the wrong number of values, or a value that is not
+        a finite number; the message names function and response.
     """
     named = {"tokens": tokens, "finished": finished}
     named = {name: value for name, value in named.items() if takes(function, name)}
@@ -168,7 +169,7 @@ def score_responses(
         raise InputError(f"{name}: raised {_describe(error)}{form}") from error
     if not isinstance(values, list):
         raise InputError(
-            f"{name}: returned {values!r:.60}; return a list, of one for each response"
+            f"{name}: returned {values!r:.60}; return a list with one value per response"
         )
     if len(values) != len(responses):
         raise InputError(
@@ -182,17 +183,17 @@ def score_responses(
 
 
 def _check(value, length: int | None, where: str) -> float | np.ndarray:
-    """The value of one response of ``length`` tokens (None: only a number will do)."""
+    """Checks the value of a response of ``length`` tokens (None: only a number is allowed)."""
     try:
-        if value is None or isinstance(value, str):  # which NumPy would take for numbers
+        if value is None or isinstance(value, str):  # NumPy would convert them
             raise TypeError(type(value))
         array = np.asarray(value, np.float64)
     except (TypeError, ValueError) as error:
-        raise InputError(f"{where}: returned {value!r:.60}, which is no number") from error
+        raise InputError(f"{where}: returned {value!r:.60}, which is not a number") from error
     if array.ndim and length is None:
         raise InputError(f"{where}: returned a {type(value).__name__}; return one number")
     if array.ndim > 1:
-        raise InputError(f"{where}: returned {array.ndim} dimensions; give a number a token")
+        raise InputError(f"{where}: returned {array.ndim} dimensions; return one number per token")
     if array.ndim and array.size != length:
         raise InputError(
             f"{where}: returned {array.size} rewards for {length} tokens; give one each (the "
@@ -208,7 +209,7 @@ def scatter_rewards(
 ) -> np.ndarray:
     """Rewards of padded responses, float32[B, width], from the values of :func:`score_responses`.
 
-    A number stands at the last of a response's tokens, a sequence at all of them.
+    A number is the reward of a response's last token; a sequence has one reward per token.
     """
     reward_BT = np.zeros((len(values), width), np.float32)
     for b, (value, length) in enumerate(zip(values, lengths, strict=True)):

@@ -1,4 +1,4 @@
-"""What a result was made with: versions, the commit of a checkout, the hardware."""
+"""Provenance of a result: versions, command, commit of the checkout, hardware."""
 
 import importlib.metadata
 import os
@@ -23,7 +23,7 @@ def describe_versions() -> str:
 
 
 def describe_command() -> str:
-    """The command of this process, without the folder of the run and the host's part in it."""
+    """The command of this process, without run_dir and flags that differ between hosts."""
     program, local = Path(sys.argv[0]), ("run_dir", "coordinator", "num_processes", "process_id")
     start = ["-m", f"launch.{program.stem}"] if program.parent.name == "launch" else [program.name]
     flags = [
@@ -35,7 +35,7 @@ def describe_command() -> str:
 
 
 def describe_commit() -> str:
-    """The Git commit of the package's checkout, "(modified)" where it differs; "" where none is."""
+    """The Git commit of the package's checkout, marked if "(modified)"; "" without a checkout."""
     folder = Path(__file__).parents[2]
     if not (folder / ".git").exists():
         return ""
@@ -46,7 +46,7 @@ def describe_commit() -> str:
             ).stdout.strip()
             for words in (["rev-parse", "--short", "HEAD"], ["status", "--porcelain", "-uno"])
         )
-    except (OSError, subprocess.CalledProcessError):  # no git, or a checkout of another user
+    except (OSError, subprocess.CalledProcessError):  # no git, or another user's checkout
         return ""
     return f"{commit} (modified)" if status else commit
 
@@ -61,7 +61,7 @@ def describe_devices() -> str:
 
 
 def count_cores() -> int:
-    """CPU cores that this process may use."""
+    """Number of CPU cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):  # Linux
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

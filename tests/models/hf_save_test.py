@@ -130,8 +130,11 @@ FULL = "(No space left on device); free some space and run the same command agai
     [
         (OSError(28, ""), FULL),
         (SafetensorError("I/O error: Os { code: 28, kind: StorageFull, …"), FULL),
-        (PermissionError(13, ""), "(Permission denied); mend that and run the same command again"),
-        (SafetensorError("something else"), "(something else); mend that"),
+        (
+            PermissionError(13, ""),
+            "(Permission denied); correct this and run the same command again",
+        ),
+        (SafetensorError("something else"), "(something else); correct this"),
     ],
 )
 def test_what_cannot_be_written_leaves_the_last_export(saved, monkeypatch, error, message):

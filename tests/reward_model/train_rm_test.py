@@ -128,7 +128,7 @@ def test_a_run_that_is_killed_again_and_again_ends_the_same(rm_run, rm_files, tm
     assert (status, err[-1]) == (
         2,
         f"error: {run_dir}/checkpoints: saving a checkpoint failed (File too large); the last "
-        f"good one is step {good}; mend that and run the same command again",
+        f"good one is step {good}; correct this and run the same command again",
     )
     assert not [line for line in err if "Traceback" in line or "ERROR" in line], err
 

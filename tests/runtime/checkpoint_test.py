@@ -150,7 +150,7 @@ def test_a_damaged_file_is_noticed(saved, how):
         except InputError as error:
             message = str(error)
             assert message.startswith(f"{saved / '3'}: this checkpoint cannot be read ("), file
-            assert "delete this folder to go on from step 1, or" in message
+            assert "delete this folder to resume from step 1, or" in message
             assert "\n" not in message
             noticed.add(file.relative_to(saved / "3").parts[0])
         file.write_bytes(whole)
@@ -168,7 +168,7 @@ def test_another_architecture(original):
         for leaves, message in (
             ({"a": like((16, 12), jnp.float32)}, "x/a (saved float32[8, 12], now float32[16, 12])"),
             ({"z": leaf}, "x/z (saved missing, now float32[8, 12])"),
-            (dict.fromkeys("abns"), "now missing), 1 more; go on with that model"),
+            (dict.fromkeys("abns"), "now missing), 1 more; continue with that model"),
         ):
             tree = abstract(parts())
             changed = tree["params"]["x"] | leaves

@@ -70,9 +70,9 @@ def test_lines_are_split_at_newlines_only(tmp_path):
         ("", "is empty"),
         ('{"command": ["a', "is damaged or cut short"),
         ("[" * 99_999, "is damaged or cut short"),
-        ("[]", "is damaged: the content is no dict"),
-        ('{"command": ["a", 1], "seconds": 1}', "is damaged: command is no str"),
-        ('{"command": []}', "is damaged: seconds is no float"),
+        ("[]", "is damaged: the content is not a dict"),
+        ('{"command": ["a", 1], "seconds": 1}', "is damaged: command is not a str"),
+        ('{"command": []}', "is damaged: seconds is not a float"),
         (None, "is missing"),
     ],
 )

@@ -45,7 +45,7 @@ def test_rows_are_those_that_a_checkpoint_vouches_for(tmp_path):
     assert metric_log.RowFile(path, saved).state == saved
     assert path.read_bytes() == good[: saved["bytes"]]
     for damaged, fault in (
-        (b'{"step": 1}\n{"step" 2}\n', ":2: this row is damaged (it is no JSON)"),
+        (b'{"step": 1}\n{"step" 2}\n', ":2: this row is damaged (it is not JSON)"),
         (b'{"step": 1}\n{"step": 4}\n', ": is not as the run left it"),
         (b'{"step": 1}\n', ": the rows after line 1 are missing"),
         (b"", ": the rows after line 0 are missing"),

@@ -219,7 +219,7 @@ def test_primitives(runs):
             "error: from process 0",
             ["raised from process 0", "error: OverflowError: from process 0"][number],
             None,
-            "error: process 1 has words other than those of process 0; start all processes with "
+            "error: process 1 has other words than process 0; start all processes with "
             "the same flags and the same files",
             [2, True],
             True,

@@ -138,7 +138,7 @@ def test_the_first_of_several_processes_locks_for_all(hold, monkeypatch, tmp_pat
     ("spec", "saved", "message"),
     [
         ("configs/ppo.py:tiny", {"lam": 1.0, "clip": 0.2}, "lam is now gae_lambda, clip is now"),
-        ("configs/ppo.py:tiny", {"sampling": {"unroll": True}}, r"sampling\.unroll is gone"),
+        ("configs/ppo.py:tiny", {"sampling": {"unroll": True}}, r"sampling\.unroll was removed"),
     ],
 )
 def test_a_run_of_an_earlier_version_is_refused_with_the_new_names(spec, saved, message, tmp_path):

@@ -189,7 +189,7 @@ def test_mesh_from_its_sizes(shape, sizes):
     [
         *((shape, "three sizes") for shape in ("2,4", "a,b,c", "0,8,1")),
         ("-1,-1,8", "at most one -1"),
-        ("2,2,1", "makes 4 devices and there are 8"),
+        ("2,2,1", "needs 4 devices and there are 8"),
         ("3,-1,1", "a multiple of 3 devices and there are 8; give 1,-1,1"),
     ],
 )

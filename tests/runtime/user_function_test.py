@@ -154,8 +154,8 @@ REFUSED = {
     "too few": (returns(1), "mine:f: returned 1 values for 2 responses; return one each"),
     "too few tokens": (returns([1, 2], 1), "response 1 of 2: returned 2 rewards for 3 tokens; gi"),
     "NaN": (returns(1, math.nan), "response 2 of 2: returned NaN or infinity"),
-    "text": (returns(1, "good"), "response 2 of 2: returned 'good', which is no number"),
-    "ragged": (returns([[1], [2, 3], 4], 1), "response 1 of 2: returned .* is no number"),
+    "text": (returns(1, "good"), "response 2 of 2: returned 'good', which is not a number"),
+    "ragged": (returns([[1], [2, 3], 4], 1), "response 1 of 2: returned .* is not a number"),
     "matrix": (returns([[1, 2, 3]], 1), "response 1 of 2: returned 2 dimensions"),
 }
 
