@@ -170,7 +170,7 @@ def main(config: ConfigDict) -> None:
     check_folder(config, folder, planned)
     run_folder.lock(folder)
     run_folder.write_config(folder, config)
-    print(f"{len(planned)} stages; what each says while it runs is in {folder / 'logs'}")
+    print(f"{len(planned)} stages; their output is in {folder / 'logs'}")
     stages.run(planned, folder, workers=config.workers)
     seconds = time.perf_counter() - started
     text = write_report(config, folder, planned, seconds)

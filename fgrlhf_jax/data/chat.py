@@ -88,9 +88,9 @@ def check_opening(tokenizer: Tokenizer) -> str:
     with contextlib.suppress(InputError):  # it wants other turns, which a file may have
         texts = [render_chat(tokenizer, [Message("user", "a")], answer) for answer in (None, "b")]
         opened = texts[0][Prefix.similarity(*texts) :]
-    advice = "so give responses that go on from there, as with a thought and its end"
-    said = f"a prompt ends with {opened!r:.60}, which is not written before an answer of a file"
-    return f"template=chat: {said}; {advice}" if opened else ""
+    reason = f"prompts end with {opened!r:.60}, which is not written before a given response"
+    advice = "give responses that continue it, such as a thought with its end"
+    return f"template=chat: {reason}; {advice}" if opened else ""
 
 
 def chat_parts(tokenizer: Tokenizer, messages: Sequence[Message], response: str | None) -> Parts:

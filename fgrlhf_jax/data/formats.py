@@ -105,7 +105,7 @@ def parse_row(
     check_texts(row, where)
     is_argillas = any(str(name).endswith(".responses") for name in row)
     if not columns and (is_argillas or {"annotation_id", "lead_time"} <= row.keys()):
-        reason = "is of a table of Argilla or Label Studio, whose answers are not read from it"
+        reason = "is a row of an Argilla or Label Studio table, whose answers are not read here"
         raise InputError(f"{where}: {reason}; give launch.annotate its JSON, or give columns")
     row = _by_field(row, where, columns)
     layout, is_candidate = _layout(row, columns.keys(), where, need), need == "candidates"

@@ -121,4 +121,4 @@ def learning_curve(rows: list[dict]) -> list[dict]:
 
 
 def _read(path: Path) -> dict:
-    return read_json(path, {}, "delete it and run the same command, which makes it again")
+    return read_json(path, {}, "delete it and run the same command, which writes it again")

@@ -30,7 +30,7 @@ from fgrlhf_jax.runtime.versions import describe_devices
 from fgrlhf_jax.tiny_world.judge import gold_score, oracle_rewards, words_to_change
 from fgrlhf_jax.training import correction
 
-MADE_AGAIN = "delete it and run the same command, which makes it again"
+MADE_AGAIN = "delete it and run the same command, which writes it again"
 REFERENCE_SEED = 10**6  # added to a seed for the reference's samples, which differ from the arms'
 
 

@@ -203,7 +203,7 @@ def test_a_response_ends_as_the_template_ends_it_or_with_the_eos(tokenizer, monk
     assert check_opening(LLAMA_3) == ""
     thinking = CHATML.replace("assistant\n'", "assistant\n<think>\n'")  # as DeepSeek's
     monkeypatch.setattr(tokenizer, "chat_template", thinking)
-    assert "a prompt ends with '<think>\\n', which is not" in check_opening(tokenizer)
+    assert "prompts end with '<think>\\n', which is not" in check_opening(tokenizer)
 
 
 def test_a_token_of_prompt_and_response_is_the_responses(smol):

@@ -272,7 +272,7 @@ PLAIN = {"instruction": "Say one.", "output": "One."}
         (answered(TEXT_AREA | {"value": {"text": ["In", "France!"]}}), "has 2 answers; leave one"),
         ([LABEL_STUDIO | {"completions": []}], "row 1: is from Label Studio before 1.0; export it"),
         ([PLAIN | {"answer": "Won.", "annotator": 2, "annotation_id": 3, "lead_time": 3.1}],
-         "row 1: is of a table of Argilla or Label Studio, whose answers are not read"),
+         "row 1: is a row of an Argilla or Label Studio table, whose answers are not read"),
         ([ARGILLA | {"responses": {"better": [{"value": "x", "user_id": "x", "status": "odd"}]}}],
          "row 1: an answer has the unknown status 'odd'; correct it"),
         (answered(TEXT_AREA | {"meta": {"text": [{"a": 1}]}}), "the answer of {'a': 1} is empty"),
