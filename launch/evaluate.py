@@ -175,12 +175,11 @@ def select(config, models: Models) -> Models:
 
 def common_prompts(models: Models) -> Models:
     """The rows whose prompts all models have."""
-    keys = [alpaca_eval.number_repeats(row.prompt for row in rows) for rows in models]
-    common = set.intersection(*map(set, keys))
+    numbered = [alpaca_eval.by_prompt(rows) for rows in models]
+    common = set.intersection(*map(set, numbered))
     if not common:
         raise InputError("the two models have no prompt in common")
-    pairs = [zip(*pair, strict=True) for pair in zip(keys, models, strict=True)]
-    return [[row for key, row in rows if key in common] for rows in pairs]
+    return [[row for key, row in rows.items() if key in common] for rows in numbered]
 
 
 def summarize(models: Models, seed: int, difficulty: Difficulty | None) -> dict:

@@ -56,8 +56,7 @@ def read(
     Raises InputError for the first row that is wrong, or where none is left.
     """
     rows, convert = _rows_of_other_tool(spec)
-    if rows is None:
-        rows = sources.read_with_rows(spec, columns=columns, refused=refused)
+    rows = rows or sources.read_with_rows(spec, columns=columns, refused=refused)
     items: dict[str, Item] = {}
     numbers: dict[str, int] = {}
     decisions: list[Decision] = []
@@ -65,9 +64,14 @@ def read(
         where = f"{spec}:row {number}"
         try:
             item, answers = _checked(convert, row, where, number)
-            if item.id in items:
-                twice = f"{where}: has the id of row {numbers[item.id]}"
-                item = _merged(items[item.id], item, twice)
+            if before := items.get(item.id):  # the edit of another annotator
+                same = {"suggestion": before.suggestion, "others": before.others}
+                if dataclasses.replace(item, **same) != before or not item.others:
+                    raise InputError(
+                        f"{where}: has the id of row {numbers[item.id]} ({item.id!r}); give every "
+                        "row an id of its own, or none"
+                    )
+                item = dataclasses.replace(before, others=before.others + item.others)
         except InputError as error:
             if refused is None:
                 raise
@@ -87,33 +91,33 @@ def write(path: Path, format: str, items: Sequence[Item], decisions: Sequence[De
         by_id = {item.id: item for item in items}
         rows = [edit_row(by_id[d.id], d) for d in decisions if d.verdict == EDITED]
         write_jsonl(path, rows)
-        return len(rows)
-    by_item = defaultdict(list)
-    for decision in decisions:
-        by_item[decision.id].append(decision)
-    convert = {"argilla": argilla_row, "label_studio": label_studio_row}[format]
-    write_json(path, [convert(item, by_item[item.id]) for item in items])
-    return len(items)
+    else:
+        by_item = defaultdict(list)
+        for decision in decisions:
+            by_item[decision.id].append(decision)
+        convert = {"argilla": argilla_row, "label_studio": label_studio_row}[format]
+        rows = [convert(item, by_item[item.id]) for item in items]
+        write_json(path, rows)
+    return len(rows)
 
 
-def _rows_of_other_tool(spec: str) -> tuple[list[Row] | None, Convert]:
-    """The rows of a file of Argilla or Label Studio, None for any other source."""
-    rows = None
+def _rows_of_other_tool(spec: str) -> tuple[list[Row], Convert]:
+    """The rows of a file of Argilla or Label Studio, [] for any other source."""
+    rows = []
     if spec.endswith((".json", ".jsonl", ".parquet")):
         with contextlib.suppress(InputError):  # of which reading records tells
             rows = [row for _, row in sources.read_rows(spec)]
-    for row in rows or ():
-        if isinstance(row, dict) and _questions(row):
+    for row in rows:
+        if isinstance(row, dict) and (_questions(row) or isinstance(row.get("fields"), dict)):
             return rows, _from_argilla
-        for field, convert in (("fields", _from_argilla), ("data", _from_label_studio)):
-            if isinstance(row, dict) and isinstance(row.get(field), dict):
-                return rows, convert
-    return None, _from_record
+        if isinstance(row, dict) and isinstance(row.get("data"), dict):
+            return rows, _from_label_studio
+    return [], _from_record
 
 
 def _checked(convert: Convert, row: Any, where: str, number: int) -> ItemAndDecisions:
     """A row's item and decisions; a row of any other shape is an InputError."""
-    if convert is not _from_record or isinstance(row, InputError):
+    if convert is not _from_record:
         check_row(row, where)
     try:
         item, decisions = convert(row, where, number)
@@ -124,25 +128,15 @@ def _checked(convert: Convert, row: Any, where: str, number: int) -> ItemAndDeci
         raise InputError(
             f"{where}: is not in the form of an export's rows ({error!r}); export it again"
         ) from error
-    names: set[str] = set()
-    for decision in decisions:
-        text, name = decision.text, decision.annotator
+    names = [decision.annotator for decision in decisions]
+    for text, name, verdict in ((d.text, d.annotator, d.verdict) for d in decisions):
         shown = f"{' '.join(str(name).split()):.60}"
         is_text = isinstance(text, str) and isinstance(name, str)
-        if not is_text or not (text.strip() or decision.verdict == SKIPPED):
+        if not is_text or not (text.strip() or verdict == SKIPPED):
             raise InputError(f"{where}: the answer of {shown} is empty or not a text; remove it")
-        if name in names:
+        if names.count(name) > 1:
             raise InputError(f"{where}: has two answers of {shown}; take one out")
-        names.add(name)
     return item, decisions
-
-
-def _merged(item: Item, other: Item, where: str) -> Item:
-    """An item with the edit of another row of it, as two annotators of a row leave them."""
-    alike = dataclasses.replace(other, suggestion=item.suggestion, others=item.others)
-    if alike != item or not other.others:
-        raise InputError(f"{where} ({item.id!r}); give every row an id of its own, or none")
-    return dataclasses.replace(item, others=item.others + other.others)
 
 
 def _id(*values: object) -> str:
@@ -164,9 +158,10 @@ def _from_record(pair: records.RecordAndRow, where: str, number: int) -> ItemAnd
 
 def _item(id: str, row: Row, suggestion: str, where: str, marks: Row) -> Item:
     """The item of a row whose texts have any of ``FIELD_NAMES``; ``marks`` may say it was cut."""
-    texts, turns = {"input": ""}, ()
+    texts, turns = [], ()
     for field, names in FIELD_NAMES.items():
-        value = next((row[name] for name in names if row.get(name) is not None), texts.get(field))
+        missing = "" if field == "input" else None
+        value = next((row[name] for name in names if row.get(name) is not None), missing)
         if field == "instruction" and isinstance(value, list) and value:
             turns = tuple((str(turn["role"]), str(turn["content"])) for turn in value)
             value = ""
@@ -175,13 +170,8 @@ def _item(id: str, row: Row, suggestion: str, where: str, marks: Row) -> Item:
                 f"{where}: has no {field} (it has {', '.join(row) or 'nothing'}); name one "
                 f"{' or '.join(names)}"
             )
-        texts[field] = value
-    texts = texts["instruction"], texts["input"], texts["response"]
+        texts.append(value)
     return Item(id, *texts, suggestion, turns, finished=flag_of(marks, "finished", where))
-
-
-def _instruction(item: Item) -> str | list[Row]:
-    return [{"role": role, "content": text} for role, text in item.turns] or item.instruction
 
 
 def _decision(item: Item, name: str, text: str, is_skipped: bool, details: str) -> Decision:
@@ -211,10 +201,10 @@ def argilla_row(item: Item, decisions: Sequence[Decision]) -> Row:
     metadata = {"annotators": names, "details": details}
     metadata = {name: values for name, values in metadata.items() if any(values)}
     suggestion = {"value": item.suggestion, "score": None, "agent": None}
-    input = {"input": item.input} if item.input else {}
+    prompt, input = item.messages or item.instruction, {"input": item.input} if item.input else {}
     return {
         "id": item.id,
-        "fields": {"instruction": _instruction(item), **input, "response": item.original},
+        "fields": {"instruction": prompt, **input, "response": item.original},
         "metadata": metadata | ({} if item.finished else {"finished": "false"}),
         "suggestions": {QUESTION: suggestion} if item.suggestion else {},
         "responses": {QUESTION: answers} if answers else {},
@@ -231,10 +221,8 @@ def _questions(row: Row) -> list[str]:
 def _nested(row: Row, question: str) -> Row:
     """Such a row as ``to_json`` has it."""
     columns = (row[f"{question}.responses{name}"] or () for name in ("", ".users", ".status"))
-    answers = [
-        {"value": value, "user_id": user, "status": status}
-        for value, user, status in zip(*columns, strict=True)
-    ]
+    names = "value", "user_id", "status"
+    answers = [dict(zip(names, answer, strict=True)) for answer in zip(*columns, strict=True)]
     suggestions = {question: {"value": row.get(f"{question}.suggestion")}}
     nested = {"id": row.get("id"), "fields": row, "metadata": row}
     return nested | {"responses": {question: answers}, "suggestions": suggestions}
@@ -270,7 +258,8 @@ def _from_argilla(row: Row, where: str, number: int) -> ItemAndDecisions:
 
 
 def label_studio_row(item: Item, decisions: Sequence[Decision]) -> Row:
-    data = {"instruction": _instruction(item), "input": item.input, "response": item.original}
+    prompt = item.messages or item.instruction
+    data = {"instruction": prompt, "input": item.input, "response": item.original}
     data |= {} if item.finished else {"finished": False}
     annotations = []
     for decision in decisions:

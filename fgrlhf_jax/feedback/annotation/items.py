@@ -33,6 +33,10 @@ class Item:
     finished: bool = True  # whether the response ended by itself
 
     @property
+    def messages(self) -> list[dict[str, str]]:
+        return [{"role": role, "content": text} for role, text in self.turns]
+
+    @property
     def edits(self) -> dict[str, list[str]]:
         """The texts of the edits that the row came with, and whose each of them is."""
         texts = {self.suggestion: []} if self.suggestion else {}
@@ -69,8 +73,7 @@ class Decision:
 def edit_row(item: Item, decision: Decision) -> dict[str, Any]:
     """A row of the file of edits: an edit as ``data.records`` reads it, and the annotator."""
     prompt: dict[str, Any] = {"instruction": item.instruction, "input": item.input}
-    if item.turns:
-        prompt = {"messages": [{"role": role, "content": text} for role, text in item.turns]}
+    prompt = {"messages": item.messages} if item.turns else prompt
     texts = {"original": item.original, "edited": decision.text, "annotator": decision.annotator}
     cut = {} if item.finished else {"finished": False}
     return {"id": item.id, **prompt, **texts, **cut, **json.loads(decision.details or "{}")}

@@ -6,7 +6,7 @@ and undo, which opens the row again.
 """
 
 import datetime
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,29 +29,27 @@ def read(path: Path, items: Sequence[Item], digest: str) -> list[dict[str, Any]]
         raise InputError(f"{path}: is not of the form {FORMAT!r}; choose another output")
     if head.get("input") != digest:
         raise InputError(f"{path}: {OTHER_INPUT}")
+    originals = {item.id: item.original for item in items}
+    decided: dict[tuple[str, str], str] = {}  # (annotator, id) -> text
+    opened: dict[str, str] = {}  # annotator -> id
+    events = []
     try:
-        return [*_replay(rows, {item.id: item.original for item in items})]
+        for row in rows:
+            event, id, name, text = row["event"], row["id"], row["annotator"], None
+            if event == "open" and id is None:
+                event, id = "closed", opened.pop(name)
+            elif event in ("open", "undo"):
+                text, opened[name] = decided.pop((name, id)) if event == "undo" else None, id
+                event = "open"
+            else:
+                text = decided[name, id] = row.get("text", originals[id])
+                event = VERDICTS[VERDICTS.index(event)]
+                opened.pop(name, None)
+            time = datetime.datetime.fromisoformat(row["time"]).timestamp()
+            originals[id]  # a row of the input
+            events += [{"event": event, "row": id, "annotator": name, "text": text, "time": time}]
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise InputError(
             f"{path}: its events are inconsistent ({error!r}); put back a copy of the file"
         ) from error
-
-
-def _replay(rows: Sequence[Mapping], originals: Mapping[str, str]) -> Iterator[dict[str, Any]]:
-    """The rows of the database, in order; KeyError where they do not follow from one another."""
-    decided: dict[tuple[str, str], str] = {}  # (annotator, id) -> text
-    opened: dict[str, str] = {}  # annotator -> id
-    for row in rows:
-        event, id, name, text = row["event"], row["id"], row["annotator"], None
-        if event == "open" and id is None:
-            event, id = "closed", opened.pop(name)
-        elif event in ("open", "undo"):
-            text, opened[name] = decided.pop((name, id)) if event == "undo" else None, id
-            event = "open"
-        else:
-            text = decided[name, id] = row.get("text", originals[id])
-            event = VERDICTS[VERDICTS.index(event)]
-            opened.pop(name, None)
-        time = datetime.datetime.fromisoformat(row["time"]).timestamp()
-        originals[id]  # a row of the input
-        yield {"event": event, "row": id, "annotator": name, "text": text, "time": time}
+    return events

@@ -102,6 +102,8 @@ class App:
         self.key = hashlib.scrypt(password.encode(), salt=b"annotate", n=2**14, r=8, p=1)
         assets = Path(__file__).with_name("assets")
         style, script = ((assets / f"page.{kind}").read_text() for kind in ("css", "js"))
+        digests = [hashlib.sha256(text.encode()).digest() for text in (style, script)]
+        style_digest, script_digest = (f"'sha256-{base64.b64encode(d).decode()}'" for d in digests)
         self.source = ENVIRONMENT.get_template(f"{TEMPLATES}/page.html").render(
             root=self.root,
             style=style,
@@ -113,7 +115,7 @@ class App:
         )
         self.headers = {
             "content-security-policy": f"default-src 'none'; connect-src 'self'; "
-            f"img-src 'self' data:; style-src {_digest(style)}; script-src {_digest(script)}; "
+            f"img-src 'self' data:; style-src {style_digest}; script-src {script_digest}; "
             "base-uri 'self'; form-action 'self'; frame-ancestors 'none'",
             "referrer-policy": "same-origin",
             "x-content-type-options": "nosniff",
@@ -223,9 +225,3 @@ def serve(app: Callable, bound: socket.socket) -> None:
     options = {"log_level": "warning", "ws": "none", "lifespan": "off", "proxy_headers": False}
     config = uvicorn.Config(app, **options, timeout_graceful_shutdown=2)
     uvicorn.Server(config).run(sockets=[bound])
-
-
-def _digest(text: str) -> str:
-    """What a Content-Security-Policy calls an inline style or script by."""
-    digest = hashlib.sha256(text.encode()).digest()
-    return f"'sha256-{base64.b64encode(digest).decode()}'"

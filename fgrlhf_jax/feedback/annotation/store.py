@@ -72,6 +72,7 @@ class Annotations(contextlib.AbstractContextManager):
         self._is_written = False
         is_new = not path.exists()
         self._events = Events(path, clock, release_after)
+        self.touch, self.close = self._events.touch, self._events.close
         try:
             with self._events.transaction():
                 self._begin(input_digest(items, imported), imported)
@@ -95,9 +96,6 @@ class Annotations(contextlib.AbstractContextManager):
         elif is_new:
             for decision in decisions:
                 self._events.record(decision)
-
-    def close(self) -> None:
-        self._events.close()
 
     def __exit__(self, *_):
         self.close()
@@ -125,10 +123,6 @@ class Annotations(contextlib.AbstractContextManager):
                 self._release_silent(name, item.id)
                 self._events.add(OPEN, item.id, name)
             return item
-
-    def touch(self, name: str) -> None:
-        """Notes that the annotator's browser is still connected."""
-        self._events.touch(name)
 
     def latest(self, name: str, id: str) -> Decision:
         """What the annotator has of a row so far: the last draft or decision."""

@@ -61,7 +61,10 @@ def measure(
     """The metrics of an edit; `encode` gives token ids, without it there is no token ratio."""
     before, after = split_words(original), split_words(edited)
     aligned = align_words(before, after)
-    changes = _changes(aligned)
+    unchanged = [(i, j) for i, j in enumerate(aligned.partner_i.tolist()) if j >= 0]
+    ends = [(-1, -1), *unchanged, (len(after), len(before))]
+    gaps = [(j - b - 1, i - a - 1) for (a, b), (i, j) in itertools.pairwise(ends)]
+    changes = [gap for gap in gaps if any(gap)]  # words deleted, words inserted
     kinds = {"delete" if not new else "replace" if old else "insert" for old, new in changes}
     tokens = align(encode(edited), encode(original)) if encode else None
     kind = "mixed" if len(kinds) > 1 else "".join(kinds) or "none"
@@ -131,11 +134,3 @@ def find_fault(
     if is_elided(original, edited):
         return "elided"
     return "rewritten" if ratio > max_change_ratio else ""
-
-
-def _changes(aligned: Alignment) -> list[tuple[int, int]]:
-    """(words deleted, words inserted) between unchanged words, where either is above 0."""
-    unchanged = [(i, j) for i, j in enumerate(aligned.partner_i.tolist()) if j >= 0]
-    ends = [(-1, -1), *unchanged, (aligned.changed_i.size, aligned.changed_j.size)]
-    gaps = ((j - b - 1, i - a - 1) for (a, b), (i, j) in itertools.pairwise(ends))
-    return [gap for gap in gaps if any(gap)]

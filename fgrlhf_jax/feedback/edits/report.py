@@ -64,7 +64,7 @@ def compute_statistics(
         minimality.find_fault(row.original, row.edited, max_change_ratio, edit.word_change_ratio)
         for row, edit in zip(rows, metrics, strict=True)
     ]
-    names = [printable(name) for name in annotators] or [""] * len(rows)
+    names = [name.translate(html.HARMLESS) for name in annotators] or [""] * len(rows)
     by_annotator = {
         name or "unknown": _summary(list(itertools.compress(metrics, (n == name for n in names))))
         for name in sorted({*names})
@@ -89,19 +89,14 @@ def compute_statistics(
     }
 
 
-def printable(text: str) -> str:
-    """Text that is safe to write to a terminal or a page."""
-    return text.translate(html.HARMLESS)
-
-
 def render_page(statistics: Mapping, *, title: str, source: str) -> str:
     """One HTML page that loads nothing; `source` is where the edits are from."""
     return html.render_page(
         "feedback/edits/assets",
         "edits.html",
         ["edits.css"],
-        title=printable(title),
-        source=printable(source),
+        title=title.translate(html.HARMLESS),
+        source=source.translate(html.HARMLESS),
         figures=format_figures(statistics),
         examples=statistics["examples"],
     )
@@ -134,8 +129,7 @@ def histogram(measure: str, values: Sequence[float]) -> dict[str, list]:
         edges = [width * k for k in range(first, last + 1)]
     else:
         edges = [k / _RATIO_BINS for k in range(_RATIO_BINS + 1)]
-    inside = np.clip(values, edges[0], np.nextafter(edges[-1], -np.inf))
-    counts, _ = np.histogram(inside, edges)
+    counts, _ = np.histogram(np.clip(values, edges[0], edges[-1]), edges)
     return {"edges": edges, "counts": counts.tolist()}
 
 
@@ -150,12 +144,13 @@ def _examples(rows, names, metrics, count: int) -> list[dict]:
         taken |= set(chosen)
         for rank, k in enumerate(chosen, 1):
             row, edit = rows[k], metrics[k]
-            identifier, *prompt = map(printable, (row.id, *shown_prompt(row)))
+            shown = row.id, *shown_prompt(row)
+            id, instruction, input = (text.translate(html.HARMLESS) for text in shown)
             parts = words.mark_changes(row.original, row.edited)
             original, edited = (_side(parts, other) for other in (words.IN, words.OUT))
             examples.append(
                 {"sort": sort, "rank": rank, "row": k + 1, "annotator": names[k]}
-                | {"id": identifier, "instruction": prompt[0], "input": prompt[1]}
+                | {"id": id, "instruction": instruction, "input": input}
                 | {"kind": edit.kind, "word_change_ratio": edit.word_change_ratio}
                 | {"original": original, "edited": edited}
             )
@@ -164,16 +159,16 @@ def _examples(rows, names, metrics, count: int) -> list[dict]:
 
 def _side(parts: Sequence[tuple[str, str]], other: str) -> list[tuple[str, bool]]:
     """(text, whether it is changed) of one side of a difference, without what is the other's."""
-    side = [(printable(text), kind != words.SAME) for kind, text in parts if kind != other]
+    side = [(text, kind != words.SAME) for kind, text in parts if kind != other]
     runs = itertools.groupby(side, key=lambda part: part[1])
-    return [("".join(text for text, _ in run), changed) for changed, run in runs]
+    texts = [("".join(text for text, _ in run), changed) for changed, run in runs]
+    return [(text.translate(html.HARMLESS), changed) for text, changed in texts]
 
 
 def format_figures(statistics: Mapping) -> str:
     """Tables, histograms and what a filter would set aside, as text."""
-    shares = {kind: f"{100 * share:.1f} %" for kind, share in statistics["shares"].items()}
     kinds = [
-        f"{n} {KINDS[kind]} ({shares[kind]})"
+        f"{n} {KINDS[kind]} ({100 * statistics['shares'][kind]:.1f} %)"
         for kind, n in statistics["kinds"].items()
         if n or kind != "none"
     ]
@@ -238,13 +233,10 @@ def _example(example: Mapping, colour: bool) -> list[str]:
     marks = {"original": ("[-", "-]"), "edited": ("{+", "+}")}
     if colour:
         marks = {"original": ("\x1b[31;9m", "\x1b[0m"), "edited": ("\x1b[32;4m", "\x1b[0m")}
-    sides = [
-        f"{side:<9} "
-        + "".join(f"{start}{text}{end}" if changed else text for text, changed in spans)
-        + (" …" if len(example[side]) > len(spans) else "")
-        for side, (start, end) in marks.items()
-        for spans in [[(_cut(text), changed) for text, changed in example[side][:_SPANS]]]
-    ]
     prompt = f"{example['instruction']}\n{example['input']}".strip()
-    prompt = prompt if len(prompt) <= 200 else f"{prompt[:199]}…"
-    return [head, f"{'prompt':<9} {prompt}", *sides]
+    lines = [head, f"{'prompt':<9} {prompt if len(prompt) <= 200 else f'{prompt[:199]}…'}"]
+    for side, (start, end) in marks.items():
+        spans = [(_cut(text), changed) for text, changed in example[side][:_SPANS]]
+        text = "".join(f"{start}{text}{end}" if changed else text for text, changed in spans)
+        lines.append(f"{side:<9} {text}" + " …" * (len(example[side]) > _SPANS))
+    return lines

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fgrlhf_jax.data import records
-from fgrlhf_jax.data.records import Instruction, Preference, RecordAndRow, is_finished, sides
 from fgrlhf_jax.data.row_fields import is_unicode
 from fgrlhf_jax.data.text_forms import fold, restore_form
 from fgrlhf_jax.data.words import split_words
@@ -53,19 +52,21 @@ class ParsedEdit(NamedTuple):
     unwrapped: bool = False
 
 
-def make_tasks(rows: Sequence[RecordAndRow], side: str = "worse") -> list[EditTask]:
+def make_tasks(rows: Sequence[records.RecordAndRow], side: str = "worse") -> list[EditTask]:
     """One task a row: an instruction's output, an edit's original, a preference's `side`.
 
     A row without an id gets its number, from 1.
     """
     tasks = []
     for n, (record, fields) in enumerate(rows, 1):
-        better, worse = ("output",) * 2 if isinstance(record, Instruction) else sides(record)
-        name = better if side == "better" and isinstance(record, Preference) else worse
-        identifier = n if fields.get("id") in (None, "") else fields["id"]
-        messages = tuple(map(dataclasses.asdict, record.messages))
+        name = "output"
+        if not isinstance(record, records.Instruction):
+            better, worse = records.sides(record)
+            name = better if side == "better" and isinstance(record, records.Preference) else worse
+        id = n if fields.get("id") in (None, "") else fields["id"]
         texts = *records.shown_prompt(record), getattr(record, name)
-        tasks.append(EditTask(str(identifier), *texts, messages, is_finished(record, name)))
+        messages = tuple(map(dataclasses.asdict, record.messages))
+        tasks.append(EditTask(str(id), *texts, messages, records.is_finished(record, name)))
     return tasks
 
 

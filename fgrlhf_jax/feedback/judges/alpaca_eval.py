@@ -52,11 +52,6 @@ class Comparison:
     messages: tuple[records.Message, ...] = ()  # the turns before, in place of an instruction
 
     @property
-    def prompt(self) -> str:
-        """What rows of different files are matched by."""
-        return prompt_key(self)
-
-    @property
     def outcome(self) -> float | None:
         """1 where the model's response is better, 0 where the reference's is, or between."""
         return None if self.preference is None else self.preference - 1
@@ -67,12 +62,12 @@ def prompt_key(record: records.Record | Comparison) -> str:
     return conversations.join_prompt(*records.prompt_key(record))
 
 
-def number_repeats(prompts: Iterable[str]) -> list[tuple[str, int]]:
-    """Each prompt with how often it stood before: the repeats of two files match in order."""
-    seen = Counter()
-    numbered = []
-    for prompt in prompts:
-        numbered.append((prompt, seen[prompt]))
+def by_prompt(rows: Iterable) -> dict[tuple[str, int], Any]:
+    """Rows by prompt and how often it stood before: the repeats of two files match in order."""
+    seen, numbered = Counter(), {}
+    for row in rows:
+        prompt = prompt_key(row)
+        numbered[prompt, seen[prompt]] = row
         seen[prompt] += 1
     return numbered
 
@@ -227,10 +222,7 @@ def paired_difference(
 
     Raises InputError when the prompts or the reference's responses are not the same.
     """
-    first, second = (
-        dict(zip(number_repeats(row.prompt for row in rows), rows, strict=True))
-        for rows in (model, other)
-    )
+    first, second = by_prompt(model), by_prompt(other)
     alone = [key for key in (*first, *second) if (key in first) != (key in second)]
     if alone:
         raise InputError(

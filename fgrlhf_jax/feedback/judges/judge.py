@@ -8,21 +8,19 @@ texts, whichever of them is the reference's: the same run sends the same request
 pair whose sides are swapped. Identical responses are a draw without a request, as in alpaca_eval.
 """
 
-import dataclasses
 import functools
 import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
 
 from fgrlhf_jax.data import records
-from fgrlhf_jax.data.records import FINISHED
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.judges import verdicts
-from fgrlhf_jax.feedback.judges.alpaca_eval import Comparison, Verdict
+from fgrlhf_jax.feedback.judges.alpaca_eval import Comparison, Verdict, prompt_key
 from fgrlhf_jax.feedback.llm.answers import one_field
 from fgrlhf_jax.feedback.llm.client import LENGTH, REFUSAL, Rejected, Reply, Request
 from fgrlhf_jax.feedback.llm.template import PromptTemplate, choose_unused
@@ -31,7 +29,6 @@ from fgrlhf_jax.runtime import user_function
 
 FIELDS = ("instruction", "input", "first", "second", "reply_form")
 LABELS = ("A", "B", "tie")
-ASSETS = Path(__file__).with_name("assets")
 
 
 class Question(NamedTuple):
@@ -45,7 +42,7 @@ class Question(NamedTuple):
 
 def load_template(path: str = "") -> PromptTemplate:
     """The template of a file, the default for ""; InputError unless it shows all but the input."""
-    default = (ASSETS / "judge.jinja").read_text(encoding="utf-8")
+    default = Path(__file__).with_name("assets").joinpath("judge.jinja").read_text(encoding="utf-8")
     return PromptTemplate(path, default, FIELDS, ("instruction", "first", "second"))
 
 
@@ -94,8 +91,9 @@ def build_questions(
 def _hash_of_pair(comparison: Comparison, purpose: str, seed: int) -> float:
     """In [0, 1), for one purpose: of the seed, the prompt and the outputs in either order."""
     outputs = sorted((comparison.output_1, comparison.output_2))
-    digest = hashlib.sha256(json.dumps([purpose, seed, comparison.prompt, *outputs]).encode())
-    return int.from_bytes(digest.digest()[:7], "big") / 2**56
+    parts = [purpose, seed, prompt_key(comparison), *outputs]
+    digest = hashlib.sha256(json.dumps(parts).encode()).digest()
+    return int.from_bytes(digest[:7], "big") / 2**56
 
 
 def _lesser_or_other(comparison: Comparison, purpose: str, seed: int) -> int:
@@ -114,26 +112,20 @@ def judge_by_replies(
     """The comparisons with the preferences that follow from the replies to ``questions``."""
     judged = [replace(row, verdicts=(), annotator=annotator) for row in comparisons]
     for question, reply in zip(questions, replies, strict=True):
-        choice, reason = _read_reply(reply, labels, question.marker)
-        row, text = judged[question.number], "" if isinstance(reply, Rejected) else reply.text
+        row, choice, text = judged[question.number], None, getattr(reply, "text", "")
+        if isinstance(reply, Rejected):
+            reason = f"no reply: {reply.reason}"
+        elif reply.stop == REFUSAL:
+            reason = "the judge refused"
+        elif reply.stop == LENGTH:
+            reason = "the judge's reply was cut; raise max_new_tokens"
+        else:
+            choice = verdicts.parse(text, labels, question.marker)
+            form = "the last line" if question.marker else "the whole reply"
+            reason = row.reason if choice else f"{form} is not in the requested form"
         read = *row.verdicts, Verdict(question.shown_first, choice, text)
-        judged[question.number] = replace(row, verdicts=read, reason=reason or row.reason)
+        judged[question.number] = replace(row, verdicts=read, reason=reason)
     return [replace(row, preference=combine_verdicts(row.verdicts)) for row in judged]
-
-
-def _read_reply(
-    reply: Reply | Rejected, labels: Sequence[str], marker: str | None
-) -> tuple[str | None, str]:
-    """The choice in a reply, or None and why there is none."""
-    if isinstance(reply, Rejected):
-        return None, f"no reply: {reply.reason}"
-    if reply.stop == REFUSAL:
-        return None, "the judge refused"
-    if reply.stop == LENGTH:
-        return None, "the judge's reply was cut; raise max_new_tokens"
-    choice = verdicts.parse(reply.text, labels, marker)
-    form = "the last line" if marker else "the whole reply"
-    return choice, "" if choice else f"{form} is not in the requested form"
 
 
 def combine_verdicts(of_row: Sequence[Verdict]) -> float | None:
@@ -189,9 +181,9 @@ def make_labels(
         if _hash_of_pair(comparison, "noise", seed) < noise:
             counts["flipped"] += 1
             better = 3 - better
-        fields = dataclasses.asdict(comparison)
+        fields = asdict(comparison)
         prompt = ("messages",) if comparison.messages else ("instruction", "input")
         names = *prompt, "output_1", "output_2", *(["annotator"] if comparison.annotator else [])
         row = {name: fields[name] for name in names} | {"preference": better}
-        rows.append(row | {name: False for name in FINISHED[1:] if not fields[name]})
+        rows.append(row | records.unfinished_fields(comparison))
     return rows, counts

@@ -7,17 +7,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fgrlhf_jax.data import records
-from fgrlhf_jax.data.records import Instruction, RecordAndRow
 from fgrlhf_jax.data.sources import split_sources
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.feedback.judges.alpaca_eval import Comparison, number_repeats, prompt_key
+from fgrlhf_jax.feedback.judges.alpaca_eval import Comparison, by_prompt, prompt_key
 
 
 class Responses(NamedTuple):
     """The rows of one or several files of responses, and what the files are called."""
 
     spec: str
-    rows: Sequence[RecordAndRow]
+    rows: Sequence[records.RecordAndRow]
 
 
 def match_files(outputs: Responses, reference: Responses, common: bool = False) -> list[Comparison]:
@@ -43,7 +42,7 @@ def match_files(outputs: Responses, reference: Responses, common: bool = False) 
     return [_comparison(theirs[prompt], ours[prompt]) for prompt in prompts]
 
 
-def _comparison(response_1: RecordAndRow, response_2: RecordAndRow) -> Comparison:
+def _comparison(response_1: records.RecordAndRow, response_2: records.RecordAndRow) -> Comparison:
     (first, row_1), (second, row_2) = response_1, response_2
     return Comparison(
         *(first.instruction, first.input, first.output, second.output),
@@ -55,18 +54,17 @@ def _comparison(response_1: RecordAndRow, response_2: RecordAndRow) -> Compariso
     )
 
 
-def _by_prompt(responses: Responses) -> dict[tuple[str, int], RecordAndRow]:
-    """The response to each prompt, each with the name of a generator; see `number_repeats`."""
+def _by_prompt(responses: Responses) -> dict[tuple[str, int], records.RecordAndRow]:
+    """The response to each prompt, each with the name of a generator."""
     spec, rows = responses
     names = {str(row.get("generator") or "") for _, row in rows} - {""}
     stems = ", ".join(Path(source).stem for source in split_sources(spec))
     default = names.pop() if len(names) == 1 else stems
     for number, (record, _) in enumerate(rows, 1):
-        if not isinstance(record, Instruction):
+        if not isinstance(record, records.Instruction):
             raise InputError(f"{spec}:row {number}: is a pair; give one response a row")
-    keys = number_repeats(prompt_key(record) for record, _ in rows)
     named = ((record, row | {"generator": row.get("generator") or default}) for record, row in rows)
-    return dict(zip(keys, named, strict=True))
+    return dict(zip(by_prompt(record for record, _ in rows), named, strict=True))
 
 
 def pair_responses(responses: Responses) -> tuple[list[Comparison], Counter]:
@@ -78,7 +76,7 @@ def pair_responses(responses: Responses) -> tuple[list[Comparison], Counter]:
     """
     pairs, left_out = [], Counter()
     for _, group in groupby(responses.rows, key=lambda item: prompt_key(item[0])):
-        distinct: dict[str, RecordAndRow] = {}
+        distinct: dict[str, records.RecordAndRow] = {}
         for record, row in group:
             names = records.RESPONSES[type(record)]
             texts = [getattr(record, name) for name in names]
@@ -86,7 +84,7 @@ def pair_responses(responses: Responses) -> tuple[list[Comparison], Counter]:
                 left_out["empty responses"] += 1
             elif len(set(texts)) < len(names) or (len(names) == 1 and texts[0] in distinct):
                 left_out["identical responses"] += 1
-            elif isinstance(record, Instruction):
+            elif isinstance(record, records.Instruction):
                 distinct[record.output] = record, row
             else:
                 sides = [records.as_instruction(record, name) for name in names]

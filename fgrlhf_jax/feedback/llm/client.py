@@ -225,14 +225,12 @@ def _names_set(variables: Sequence[str]) -> list[str]:
 
 def _pause(headers: Mapping[str, str]) -> float:
     """Seconds of a Retry-After, a date counted from the answer's own; 0 where there is none."""
-    value = headers.get("retry-after", "")
-    sent = headers.get("date", email.utils.formatdate(usegmt=True))
-    with contextlib.suppress(ValueError):
-        return max(0.0, float(headers.get("retry-after-ms", "")) / 1000)
-    with contextlib.suppress(ValueError):
-        return max(0.0, float(value))
+    for name, unit in (("retry-after-ms", 1000), ("retry-after", 1)):
+        with contextlib.suppress(ValueError):
+            return max(0.0, float(headers.get(name, "")) / unit)
+    dates = headers.get("retry-after", ""), headers.get("date", email.utils.formatdate(usegmt=True))
     with contextlib.suppress(TypeError, ValueError):
-        then, now = map(email.utils.parsedate_to_datetime, (value, sent))
+        then, now = map(email.utils.parsedate_to_datetime, dates)
         return max(0.0, (then - now).total_seconds())
     return 0.0
 

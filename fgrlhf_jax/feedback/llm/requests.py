@@ -15,7 +15,7 @@ import json
 import logging
 import math
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -147,14 +147,12 @@ def collect_replies(
         todo = {k: r for k, r in zip(keys, requests, strict=True) if k not in arrived}
         rejected: dict[str, Rejected] = {}  # since the last reply: perhaps everything is
         failed: dict[str, str] = {}
-        waiting, in_a_row = iter(keys), 0
-        next_key = next(waiting, None)
+        waiting, in_a_row = deque(keys), 0
 
         def ready() -> Iterator[Reply | Rejected]:
-            nonlocal next_key
-            while next_key in arrived:
-                yield arrived[next_key] or stored.get(next_key)
-                next_key = next(waiting, None)
+            while waiting and waiting[0] in arrived:
+                key = waiting.popleft()
+                yield arrived[key] or stored.get(key)
 
         yield from ready()
         sender = _send_in_batches if batch_size else _send_concurrently

@@ -9,7 +9,7 @@ from fgrlhf_jax.data import sources
 from fgrlhf_jax.data.records import Message
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.judges import pairs
-from fgrlhf_jax.feedback.judges.alpaca_eval import Comparison
+from fgrlhf_jax.feedback.judges.alpaca_eval import Comparison, prompt_key
 from fgrlhf_jax.runtime.files import write_json
 
 
@@ -62,7 +62,7 @@ def test_an_input_that_is_joined_to_the_instruction_matches_one_that_is_not():
     files = [ours, response("a\n\nmore", "2"), response("a", "3", input="more")]
     for first, second in ((0, 1), (1, 2), (2, 0)):
         (comparison,) = match([files[first]], [files[second]])
-        assert comparison.prompt == "a\n\nmore"
+        assert prompt_key(comparison) == "a\n\nmore"
 
 
 def test_files_of_different_prompts():
