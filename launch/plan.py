@@ -2,7 +2,7 @@
 
 python -m launch.plan --config=configs/ppo.py:llama_7b [--devices=8] [--device=h100]
                       [--memory=80] [--efficiency=0.5] [--mesh=data,fsdp,tensor] [--lengths=FILE]
-                      [--json=FILE] [--config.FIELD=VALUE …]
+                      [--json=FILE [--overwrite]] [--config.FIELD=VALUE …]
 
 For configs/ppo.py, rm.py, sft.py and dpo.py, on virtual CPU devices. --device (h100, h200, a100,
 v5p, v5e, v6e) or --memory=GB sets their memory. Prints bytes per device, FLOPs, and the least time
@@ -48,7 +48,7 @@ OPTIONS = {"devices": "8", "device": "h100", "mesh": "", "memory": UNSET}
 OPTIONS |= {"efficiency": "0.5", "lengths": "", "json": ""}
 
 
-def main(config, options: dict[str, str]) -> bool:
+def main(config, options: dict) -> bool:
     """Prints the plan; returns whether the run fits."""
     for name, value in options.items():
         if value is None:
@@ -64,7 +64,8 @@ def main(config, options: dict[str, str]) -> bool:
     if options["memory"] != UNSET:
         memory = number(options, "memory", float) * 1e9
     if options["json"]:
-        cli.check_writable("--json", Path(options["json"]))
+        overwrite = "" if options["overwrite"] else "--overwrite"
+        cli.check_writable("--json", Path(options["json"]), overwrite)
     kind = kind_of(config)
     if options["mesh"]:
         config.mesh = options["mesh"]
@@ -100,16 +101,17 @@ def report(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def split_arguments(argv: list[str]) -> tuple[dict[str, str], list[str]]:
+def split_arguments(argv: list[str]) -> tuple[dict, list[str]]:
     """Splits the options of this command from the other arguments."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name, default in OPTIONS.items():
         parser.add_argument(f"-{name}", f"--{name}", nargs="?", default=default)
+    parser.add_argument("-overwrite", "--overwrite", action="store_true")
     options, others = parser.parse_known_args(argv[1:])
     return vars(options), [argv[0], *others]
 
 
-def number(options: dict[str, str], name: str, kind: type):
+def number(options: dict, name: str, kind: type):
     """The value of an option; raises InputError unless it is a positive number."""
     try:
         value = kind(options[name])

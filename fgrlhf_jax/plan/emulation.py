@@ -139,15 +139,13 @@ def _rounded(computations: dict[str, Computation]):
             return user.dtype in HALF
         if user.opcode == "fusion":
             inner = computations[user.called[0]]
-            parameters = {int(i.arguments): i.name for i in inner.values() if is_parameter(i)}
+            parameters = {
+                int(i.arguments): i.name for i in inner.values() if i.opcode == "parameter"
+            }
             return rounded(user.called[0], parameters[place])
         return user.dtype == "f32" and user.opcode in MOVES | SUMS and rounded(name, user.name)
 
     return rounded
-
-
-def is_parameter(i: Instruction) -> bool:
-    return i.opcode == "parameter"
 
 
 def _users(computation: Computation) -> dict[str, list[tuple[str, int]]]:
@@ -254,7 +252,7 @@ def _updated(fused: Computation) -> int | None:
     i = fused[i.operands[0]]
     while i.opcode == "bitcast":
         i = fused[i.operands[0]]
-    return int(i.arguments) if is_parameter(i) else None
+    return int(i.arguments) if i.opcode == "parameter" else None
 
 
 def _reused(i: Instruction, computation: Computation, buffers, ends, index: int):

@@ -1,7 +1,7 @@
 """Memory management of the host process."""
 
+import contextlib
 import ctypes
-import sys
 
 
 def release_unused() -> None:
@@ -10,7 +10,5 @@ def release_unused() -> None:
     Commands keep freed memory for later arrays, but compilation leaves fragments that are too small
     for large arrays.
     """
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if trim:
-            trim(0)
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)

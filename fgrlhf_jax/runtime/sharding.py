@@ -4,6 +4,7 @@ Axes: ``data`` (replicas), ``fsdp`` (splits parameters, moments and the batch) a
 (splits heads, hidden width and vocabulary). Models only call ``constrain``.
 """
 
+import contextlib
 import math
 import re
 from collections.abc import Sequence
@@ -58,28 +59,14 @@ def reshape_mesh(mesh: Mesh, field: str, shape: str) -> Mesh:
 
 
 def _mesh_sizes(field: str, shape: str, devices: int) -> tuple[int, ...]:
-    try:
+    with contextlib.suppress(AttributeError, ValueError):
         sizes = [int(size) for size in shape.split(",")]
-    except (AttributeError, ValueError):
-        sizes = []
-    if len(sizes) != 3 or sizes.count(-1) > 1 or any(s < 1 and s != -1 for s in sizes):
-        raise InputError(
-            f"{field}={shape!r}: give data,fsdp,tensor as three sizes, at most one -1: '1,-1,1'"
-        )
-    known = int(np.prod([s for s in sizes if s != -1]))
-    if -1 in sizes and devices % known:
-        raise InputError(
-            f"{field}={shape!r} needs a multiple of {known} devices and there are {devices}; "
-            "give 1,-1,1, which takes any number"
-        )
-    if -1 in sizes:
-        sizes[sizes.index(-1)] = devices // known
-    if int(np.prod(sizes)) != devices:
-        raise InputError(
-            f"{field}={shape!r} needs {known} devices and there are {devices}; choose sizes "
-            "whose product is the number of devices, or one of them -1"
-        )
-    return tuple(sizes)
+        if len(sizes) == 3 and min(sizes) >= -1:
+            return np.arange(devices).reshape(sizes).shape
+    raise InputError(
+        f"{field}={shape!r}: give data,fsdp,tensor as three sizes whose product is the number of "
+        f"devices, {devices}; one of them may be -1: '1,-1,1'"
+    )
 
 
 def check_batch(mesh: Mesh, rows: int, field: str = "micro_batch_size") -> None:

@@ -7,7 +7,6 @@ Every rate is a field of ``Rates``.
 
 import dataclasses
 import functools
-import hashlib
 import math
 import random
 
@@ -62,12 +61,10 @@ def _places() -> dict[tuple[str, str], float]:
     return {
         (family, fact): place / len(known)
         for family, known in facts.items()
-        for place, fact in enumerate(sorted(known, key=lambda fact: _hash(family, fact)))
+        for place, fact in enumerate(
+            sorted(known, key=lambda fact: tasks.hash_of(f"{family}/{fact}"))
+        )
     }
-
-
-def _hash(family: str, fact: str) -> int:
-    return int.from_bytes(hashlib.sha256(f"{family}/{fact}".encode()).digest()[:8], "big")
 
 
 def difficulty(slot: Slot, rates: Rates = DEFAULT) -> str:
@@ -83,7 +80,7 @@ def difficulty(slot: Slot, rates: Rates = DEFAULT) -> str:
 def _mistake(slot: Slot, kind: str, rng: random.Random, rates: Rates) -> str:
     wrong = tasks.wrong_words(slot)
     if kind == "misconception" and rng.random() < rates.same_wrong:
-        return wrong[_hash(slot.family, slot.fact) % len(wrong)]
+        return wrong[tasks.hash_of(f"{slot.family}/{slot.fact}") % len(wrong)]
     return rng.choice(wrong)
 
 

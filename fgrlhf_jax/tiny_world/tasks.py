@@ -89,12 +89,12 @@ def set_of(prompt: str, world: str = "easy") -> str:
 def _hashed_into(names: Iterable[str], text: str) -> str:
     """One of the sets ``names`` by a hash, with probabilities proportional to ``SETS``."""
     shares = {name: SETS[name] for name in names}
-    place = _hash(text) / 2**64 * round(sum(shares.values()), 9)
+    place = hash_of(text) / 2**64 * round(sum(shares.values()), 9)
     bounds = zip(shares, itertools.accumulate(shares.values()), strict=True)
     return next((name for name, bound in bounds if place < bound), [*shares][-1])
 
 
-def _hash(text: str) -> int:
+def hash_of(text: str) -> int:
     """A 64-bit hash that is the same on every machine."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
@@ -105,7 +105,7 @@ def held_out(family: str) -> frozenset[str]:
     facts = FACTS.get(family) or dict.fromkeys(KINDS, "")
 
     def place(fact: str) -> int:
-        return _hash(f"held out/{family}/{' '.join(sorted((fact, facts[fact])))}")
+        return hash_of(f"held out/{family}/{' '.join(sorted((fact, facts[fact])))}")
 
     return frozenset(sorted(facts, key=place)[: round(HELD_OUT * len(facts))])
 

@@ -132,25 +132,28 @@ def check_output(
         return path
     if path.suffix not in suffixes:
         raise InputError(f"{field}={path}: give a FILE{' or a FILE'.join(suffixes)}")
-    check_writable(field, path)
+    may_overwrite = config.get("overwrite", True) or config.get("dry_run")
     sources = {os.path.realpath(f) for spec in read if spec for f in split_sources(spec)}
     for each in (path, *beside):
         if os.path.realpath(each) in sources:
             raise InputError(f"{field}: would overwrite {each}, an input; choose another")
-        if each.exists() and not (config.get("overwrite", True) or config.get("dry_run")):
-            reason = "exists; choose another, or overwrite it with --config.overwrite"
-            raise InputError(f"{field}={each}: {reason}")
+        check_writable(field, each, "" if may_overwrite else "--config.overwrite")
     return path
 
 
-def check_writable(name: str, path: Path) -> None:
-    """Raises InputError, ``name=path: …``, if a file cannot be written there."""
+def check_writable(name: str, path: Path, overwrite: str) -> None:
+    """Raises InputError, ``name=path: …``, if a file cannot be written there.
+
+    ``overwrite`` is the flag that an existing file needs, "" if none.
+    """
     if not path.parent.is_dir():
         raise InputError(f"{name}={path}: the folder {path.parent} does not exist; create it")
     if path.is_dir():
         raise InputError(f"{name}={path}: is a folder; give the name of a file")
     if not os.access(path.parent, os.W_OK):
         raise InputError(f"{name}={path}: cannot be written; choose another folder")
+    if overwrite and path.exists():
+        raise InputError(f"{name}={path}: exists; choose another, or overwrite it with {overwrite}")
 
 
 def _end(sentence: str) -> NoReturn:

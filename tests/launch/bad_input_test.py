@@ -68,7 +68,7 @@ TRAIN = [
     ({"optimizer__freeze": "."}, "freeze='.' finds every parameter"),
     ({"run_dir": ""}, "run_dir is empty; give --config.run_dir=FOLDER"),
     ({"distributed": True, "coordinator": "here"}, "coordinator=here: give HOST:PORT of process 0"),
-    ({"mesh": "3,1,1"}, "mesh='3,1,1' needs 3 devices and there are 8"),
+    ({"mesh": "3,1,1"}, "mesh='3,1,1': give data,fsdp,tensor as three sizes"),
     ({"micro_batch_size": 16, "batch_size": 24}, "=24 is not a multiple of micro_batch_size=16"),
     ({"model__path": "nowhere/at/all"}, "nowhere/at/all: no such model; give a "),
     ({"model__path": "DATA"}, "config.json"),
@@ -158,7 +158,7 @@ USE = [
     ({"reward_model": "LM"}, "policy: is not a reward model of launch.train_rm"),
     ({"INPUT": "nowhere.jsonl"}, "nowhere.jsonl: there is no such file"),
     ({"INPUT": "DATA/prompts.jsonl"}, "response"),  # there is none
-    ({"mesh": "5,1,1"}, "mesh='5,1,1' needs 5 devices and there are 8"),
+    ({"mesh": "5,1,1"}, "mesh='5,1,1': give data,fsdp,tensor as three sizes"),
     ({"max_length": 65}, "max_length=65 is more than the model's 64 positions; lower it"),
     ({"output": "OUT/none/x.EXT"}, "none does not exist; create it"),
     ({"output": "OUT/folder.EXT"}, "is a folder; give the name of a file"),
@@ -185,7 +185,7 @@ def test_a_mesh_is_refused_before_the_embedded_models_are_trained(
     refused, tmp_path, monkeypatch, module
 ):
     monkeypatch.chdir(tmp_path)
-    assert "mesh='5,1,1' needs 5 devices and there are 8" in refused(module, mesh="5,1,1")
+    assert "mesh='5,1,1': give data,fsdp,tensor as three sizes" in refused(module, mesh="5,1,1")
     assert not (tmp_path / "runs").exists()
 
 

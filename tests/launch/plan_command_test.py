@@ -14,7 +14,7 @@ from launch.shared import process
 pytestmark = pytest.mark.slow
 
 BAD = {
-    "--mesh=2,2": "mesh='2,2': give data,fsdp,tensor as three sizes, at most one -1",
+    "--mesh=2,2": "mesh='2,2': give data,fsdp,tensor as three sizes whose product is the",
     "--config.minibatch_size=20": "micro_batch_size=20 does not divide over data x fsdp = 8 dev",
     "--config.minibatch_size=16 --config.rollout_batch_size=72": "rollout_batch_size=72 is not a",
     "--config.policy=org/model": "org/model: is no local folder or .gguf file, and a plan",
@@ -27,12 +27,15 @@ BAD = {
     "--device=h1000": "--device=h1000: is not one of h200, h100, a100, v5p, v5e, v6e",
     "--efficiency=1.5": "--efficiency=1.5: give a share, at most 1",
     "--lengths=org/texts": "--lengths=org/texts: tokenizing texts needs a model; give --c",
+    "--json=plan.json": "exists; choose another, or overwrite it with --overwrite",
     "--json=nowhere/plan.json": "--json=nowhere/plan.json: the folder nowhere does not exist",
 }
 
 
 @pytest.mark.parametrize("argument", BAD)
-def test_bad_input_is_one_sentence(argument, monkeypatch, capsys):
+def test_bad_input_is_one_sentence(argument, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "plan.json").touch()
     monkeypatch.setattr(command, "use_virtual_devices", lambda devices: None)
     monkeypatch.setattr(process, "prepare", lambda: None)
     monkeypatch.setattr(sys, "argv", ["plan", "--config=configs/ppo.py:tiny", *argument.split()])

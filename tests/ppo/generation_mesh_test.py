@@ -90,8 +90,8 @@ def test_a_mesh_that_is_none():
     spread = programs.generation_mesh(config("2,1,-1"), sharding.make_mesh("1,2,4"))
     assert (spread.devices.flat == np.array(jax.devices())).all()
     bad = {
-        "1,1,4": "generation_mesh='1,1,4' needs 4 devices and there are 8; choose sizes whose prod",
-        "8": "generation_mesh='8': give data,fsdp,tensor as three sizes, at most one -1",
+        "1,1,4": "generation_mesh='1,1,4': give data,fsdp,tensor as three sizes whose product is",
+        "8": "generation_mesh='8': give data,fsdp,tensor as three sizes whose product is the",
         "1,8,1": "rollout_batch_size=4 does not divide over data x fsdp = 8 devices of the mesh",
     }
     sizes = dict.fromkeys(("rollout_batch_size", "minibatch_size"), 4)

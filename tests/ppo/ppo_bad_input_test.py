@@ -88,7 +88,7 @@ PPO = [
     ({"ptx_weight": 1.0, "ptx_edits": "edits.jsonl"}, "edits.jsonl: there is no such file"),
     ({"samples_per_prompt": 3}, "rollout_batch_size=16 is not a multiple of samples_per_prompt=3"),
     ({"algorithm": "grpo", "rollout_batch_size": 192, "kl__target": 0.0}, "there are, 4 times"),
-    ({"generation_mesh": "1,1,4"}, "generation_mesh='1,1,4' needs 4 devices and there are 8; ch"),
+    ({"generation_mesh": "1,1,4"}, "generation_mesh='1,1,4': give data,fsdp,tensor as three siz"),
     ({"kl__target": 2.0, "kl__horizon": 15}, "kl.horizon=15 is less than the rollout_batch_size"),
     ({"kl__target": 2.0, "kl__coef": 0.0}, "kl.coef=0, kl.in_reward=True leave none"),
     ({"kl__target": 2.0, "kl__in_reward": False}, "kl.in_reward=False leave none"),

@@ -184,19 +184,11 @@ def test_mesh_from_its_sizes(shape, sizes):
     assert set(mesh.devices.flat) == set(jax.devices())
 
 
-@pytest.mark.parametrize(
-    ("shape", "message"),
-    [
-        *((shape, "three sizes") for shape in ("2,4", "a,b,c", "0,8,1")),
-        ("-1,-1,8", "at most one -1"),
-        ("2,2,1", "needs 4 devices and there are 8"),
-        ("3,-1,1", "a multiple of 3 devices and there are 8; give 1,-1,1"),
-    ],
-)
-def test_meshes_that_cannot_be(shape, message):
-    with pytest.raises(InputError, match=message) as error:
+@pytest.mark.parametrize("shape", ["2,4", "a,b,c", "0,8,1", "-1,-1,8", "-2,2,2", "2,2,1", "3,-1,1"])
+def test_meshes_that_cannot_be(shape):
+    message = f"mesh='{shape}': give .* three sizes whose product is .* 8; one of them may be -1"
+    with pytest.raises(InputError, match=message):
         sharding.make_mesh(shape)
-    assert f"mesh={shape!r}" in str(error.value)
 
 
 @pytest.mark.parametrize("shape", ["2,4,1", "2,2,2", "1,1,8"])
