@@ -58,7 +58,7 @@ def check(config: ConfigDict) -> None:
         )
     if not config.files.edits and not config.embedded:
         raise InputError("files.edits is empty; give --config.files.edits=…")
-    if config.judge and user_function.takes(user_function.load(config.judge), "tokens"):
+    if config.judge and user_function.accepts(user_function.load(config.judge), "tokens"):
         raise InputError(
             f"judge={config.judge}: takes tokens, which are not stored for the test prompts; let "
             "it take prompts, responses and finished"
@@ -118,7 +118,7 @@ def check_folder(config: ConfigDict, folder: Path, planned: Sequence[Stage]) -> 
         return
     to_do = "put back a copy of it, or choose another run_dir"
     saved = run_folder.flatten(read_json(folder / "config.json", {}, to_do))
-    now = {name: value for name, value in run_folder.values_of(config).items() if name in saved}
+    now = {name: value for name, value in run_folder.config_values(config).items() if name in saved}
     differing = run_folder.differing_fields(saved, saved | now)
     try:
         stages.find_done(planned, folder)

@@ -55,7 +55,7 @@ def _cast(part: dict, model: heads.CausalLM) -> dict:
 def abstract_weights(params: dict, model: heads.CausalLM, mesh) -> DecodingWeights:
     """Shapes, dtypes and shardings of :func:`decoding_weights`: split over the tensor axis only."""
     shapes = jax.eval_shape(functools.partial(decoding_weights, model=model), params)
-    return sharding.abstract(shapes, mesh, split=("tensor",))
+    return sharding.abstract(shapes, mesh, split_axes=("tensor",))
 
 
 def make_placer(params: dict, model: heads.CausalLM, mesh) -> Callable[[dict], DecodingWeights]:

@@ -113,7 +113,7 @@ def task_fields(config: ConfigDict, task: str) -> dict[str, object]:
         for field, value in flatten(config.to_dict()).items()
         if any(field == group or field.startswith(f"{group}.") for group in groups)
     }
-    return fields | user_function.identity(fields)
+    return fields | user_function.file_digests(fields)
 
 
 def _sft_stage(config: ConfigDict, folder: Path) -> Stage:
@@ -216,7 +216,7 @@ def _training_stage(
         flags = {"data.overlong": "truncate"} | flags
     words = command_line(command, config[kind].config + argument, flags, settings)
     output = "finished.json" if kind == "ppo" else "eval.json"
-    fields = user_function.identity(settings | flags)
+    fields = user_function.file_digests(settings | flags)
     return Stage(f"seed_{seed}/{name}", words, home / name / output, needs, fields=fields)
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.pipeline.starter import Starter
 from fgrlhf_jax.runtime import files, user_function
-from fgrlhf_jax.runtime.interrupt import PARENT, Interrupt
+from fgrlhf_jax.runtime.interrupt import PARENT_PID, Interrupt
 
 _NO_TRAINING = ("launch.pipeline", "launch.generate")
 
@@ -69,7 +69,7 @@ def run(
     cache = (folder / "cache").absolute()
     remove_broken_entries(cache)
     shared = {
-        PARENT: str(os.getpid()),
+        PARENT_PID: str(os.getpid()),
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_COMPILATION_CACHE_MAX_SIZE": str(2**32),  # with a size limit, JAX locks the cache
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",

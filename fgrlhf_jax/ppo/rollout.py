@@ -151,7 +151,7 @@ def call_function(
 
     def call() -> list:
         function, tokens = user_function.load(path), None
-        if user_function.takes(function, "tokens"):
+        if user_function.accepts(function, "tokens"):
             tokens = [token_texts(context.tokenizer, row) for row in ids]
         return user_function.score_responses(
             function,
@@ -163,7 +163,7 @@ def call_function(
             lengths=None if length_B is None else length_B.tolist(),
         )
 
-    return multihost.from_first(call)
+    return multihost.from_process_0(call)
 
 
 def roll_out_validation(

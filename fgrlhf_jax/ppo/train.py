@@ -54,7 +54,7 @@ def run(config: ConfigDict, train: list, validation: list, edits: Sequence = ())
         for path in filter(None, (config.reward_function, config.judge)):
             user_function.load(path)
 
-    multihost.from_first(load_functions)
+    multihost.from_process_0(load_functions)
     trainer = PPOTrainer(config, mesh, models, tokenizer, prompts, imitated)
     trainer.folder = run_dir.open_run(config)
     step, params = training.run(config, trainer, trainer.folder)

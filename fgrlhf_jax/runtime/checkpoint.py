@@ -34,7 +34,7 @@ class Checkpoints:
 
     def __init__(self, folder: Path, keep: int = 2):
         self.folder, self.keep, self.best = Path(folder).absolute(), keep, 0
-        with self._saving():
+        with self._as_input_error():
             options = ocp.CheckpointManagerOptions(
                 preservation_policy=self,
                 cleanup_tmp_directories=True,
@@ -71,16 +71,16 @@ class Checkpoints:
             loop=ocp.args.JsonSave(metadata | {"digest": _digest(metadata)}),
             **{name: ocp.args.StandardSave(part) for name, part in parts.items()},
         )
-        with self._saving():
+        with self._as_input_error():
             self.manager.save(step, args=args)
 
     def wait(self) -> None:
         """Blocks until the current save is complete; raises InputError if it failed."""
-        with self._saving():
+        with self._as_input_error():
             self.manager.wait_until_finished()
 
     @contextlib.contextmanager
-    def _saving(self):
+    def _as_input_error(self):
         try:
             yield
         except Exception as error:  # orbax's storage layer raises any type
@@ -100,7 +100,7 @@ class Checkpoints:
         metadata = self._restore(step, loop=ocp.args.JsonRestore())["loop"]
         digest = metadata.pop("digest", None) if isinstance(metadata, dict) else None
         if digest is None or digest != _digest(metadata) or metadata["step"] != step:
-            raise InputError(self._corrupted(step, "its loop/metadata has changed"))
+            raise InputError(self._corruption(step, "its loop/metadata has changed"))
         return metadata
 
     def restore(self, step: int, abstract: dict) -> dict:
@@ -114,11 +114,11 @@ class Checkpoints:
         """
         metadata = self._metadata(step)
         for name, part in abstract.items():
-            saved, now = metadata["layouts"].get(name, {}), layout(part)
+            saved, current = metadata["layouts"].get(name, {}), layout(part)
             differing = [
-                f"{leaf} (saved {saved.get(leaf, 'missing')}, now {now.get(leaf, 'missing')})"
-                for leaf in sorted(saved.keys() | now.keys())
-                if saved.get(leaf) != now.get(leaf)
+                f"{leaf} (saved {saved.get(leaf, 'missing')}, now {current.get(leaf, 'missing')})"
+                for leaf in sorted(saved.keys() | current.keys())
+                if saved.get(leaf) != current.get(leaf)
             ]
             if differing:
                 differing[3:] = [f"{len(differing) - 3} more"] if len(differing) > 3 else []
@@ -131,7 +131,7 @@ class Checkpoints:
         parts = {name: part for name, part in self._restore(step, **args).items() if name in args}
         for name, part in parts.items():
             if int(sharding.fingerprint(part)) != metadata["fingerprints"][name]:
-                raise InputError(self._corrupted(step, f"the bits of its {name} have changed"))
+                raise InputError(self._corruption(step, f"the bits of its {name} have changed"))
         return parts
 
     def _restore(self, step: int, **args):
@@ -139,9 +139,9 @@ class Checkpoints:
             return self.manager.restore(step, args=ocp.args.Composite(**args))
         except Exception as error:
             reason = files.system_error(error).strerror
-            raise InputError(self._corrupted(step, reason)) from error
+            raise InputError(self._corruption(step, reason)) from error
 
-    def _corrupted(self, step: int, reason: str) -> str:
+    def _corruption(self, step: int, reason: str) -> str:
         earlier = [s for s in self.manager.all_steps() if s < step]
         advice = "start again in a new run_dir"
         if step == self.latest and earlier:
@@ -150,7 +150,7 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits for the current save; raises InputError if it failed."""
-        with self._saving():
+        with self._as_input_error():
             self.manager.close()
 
 

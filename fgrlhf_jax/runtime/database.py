@@ -9,7 +9,7 @@ from typing import Any
 
 from fgrlhf_jax.errors import InputError
 
-TO_DO = {
+REMEDIES = {
     sqlite3.SQLITE_BUSY: "another process keeps it; wait for it",
     **dict.fromkeys((sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR), "free some space"),
     **dict.fromkeys((sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB), "put back a copy"),
@@ -28,8 +28,8 @@ class Database:
     Every method raises InputError for errors of the file.
     """
 
-    def __init__(self, path: Path, name: str, otherwise: str, timeout: float = 30.0):
-        self._name, self._otherwise, self._lock = name, otherwise, threading.RLock()
+    def __init__(self, path: Path, name: str, alternative: str, timeout: float = 30.0):
+        self._name, self._alternative, self._lock = name, alternative, threading.RLock()
         options = {"timeout": timeout, "isolation_level": None, "check_same_thread": False}
         with self._faults_as_input_errors():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -68,7 +68,7 @@ class Database:
             yield
         except (sqlite3.Error, OSError) as error:
             code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-            to_do = TO_DO.get(code, "check its folder and its rights")
+            remedy = REMEDIES.get(code, "check its folder and its rights")
             raise InputError(
-                f"{self._name}: cannot be used ({error}); {to_do}, or {self._otherwise}"
+                f"{self._name}: cannot be used ({error}); {remedy}, or {self._alternative}"
             ) from error

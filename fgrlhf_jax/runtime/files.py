@@ -16,15 +16,15 @@ import filelock
 from fgrlhf_jax.errors import InputError
 
 # Errors of file systems that cannot lock a file or fsync a folder.
-UNSUPPORTED = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
-MEND = "correct this and run the same command again"
+UNSUPPORTED_ERRNOS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+RETRY_REMEDY = "correct this and run the same command again"
 
 
-def advice(error: OSError, otherwise: str = MEND) -> str:
+def advice(error: OSError, remedy: str = RETRY_REMEDY) -> str:
     """The remedy for a file that could not be written."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "free some space and run the same command again"
-    return otherwise
+    return remedy
 
 
 def system_error(error: Exception) -> OSError:
@@ -37,14 +37,14 @@ def system_error(error: Exception) -> OSError:
 
 
 @contextlib.contextmanager
-def as_input_error(path: Path, otherwise: str = MEND) -> Iterator[None]:
+def as_input_error(path: Path, remedy: str = RETRY_REMEDY) -> Iterator[None]:
     """Turns an OSError into the InputError ``path: cannot be written (reason); advice``."""
     try:
         yield
     except OSError as error:
         reason = error.strerror or error
-        to_do = advice(error, otherwise)
-        raise InputError(f"{path}: cannot be written ({reason}); {to_do}") from error
+        full_remedy = advice(error, remedy)
+        raise InputError(f"{path}: cannot be written ({reason}); {full_remedy}") from error
 
 
 def replace(path: Path, chunks: Iterable[bytes]) -> None:
@@ -69,9 +69,9 @@ def replace(path: Path, chunks: Iterable[bytes]) -> None:
 def _remove_partial_files(folder: Path) -> None:
     """Removes partial files that killed processes left in ``folder``."""
     for partial in folder.glob(".*.partial"):
-        number = partial.name.split(".")[-2]
+        pid = partial.name.split(".")[-2]
         try:
-            os.kill(int(number), 0)
+            os.kill(int(pid), 0)
         except ProcessLookupError:
             with contextlib.suppress(OSError):
                 partial.unlink()
@@ -85,7 +85,7 @@ def sync_folder(path: Path) -> None:
     try:
         os.fsync(folder)
     except OSError as error:
-        if error.errno not in UNSUPPORTED:
+        if error.errno not in UNSUPPORTED_ERRNOS:
             raise
     finally:
         os.close(folder)
@@ -126,12 +126,12 @@ def json_line(row: Any) -> bytes:
     return text.encode(errors="backslashreplace")  # escapes unpaired surrogates as JSON does
 
 
-def read_json(path: str | os.PathLike, like: Any, to_do: str) -> Any:
+def read_json(path: str | os.PathLike, like: Any, remedy: str) -> Any:
     """Reads a JSON file that this package wrote.
 
     Args:
       like: an example of its structure: a dict with required keys, a list with an element, ….
-      to_do: the remedy for a damaged file, for the message.
+      remedy: the remedy for a damaged file, for the message.
 
     Raises:
       InputError: the file is missing, empty, truncated or of another structure.
@@ -147,7 +147,7 @@ def read_json(path: str | os.PathLike, like: Any, to_do: str) -> Any:
         if not (fault := _difference(value, like)):
             return value
         fault = f"is damaged: {fault}"
-    raise InputError(f"{path}: {fault}; {to_do}")
+    raise InputError(f"{path}: {fault}; {remedy}")
 
 
 def _difference(value: Any, like: Any, name: str = "") -> str:
@@ -157,13 +157,14 @@ def _difference(value: Any, like: Any, name: str = "") -> str:
     if type(value) is not type(like):
         return f"{name or 'the content'} is not a {type(like).__name__}"
     if isinstance(like, dict):
-        parts = [(value.get(key), part, key) for key, part in like.items()]
+        children = [(value.get(key), child, key) for key, child in like.items()]
     else:
-        parts = [(each, like[0], name) for each in value] if isinstance(like, list) and like else []
-    return next(filter(None, (_difference(*part) for part in parts)), "")
+        is_list = isinstance(like, list) and like
+        children = [(item, like[0], name) for item in value] if is_list else []
+    return next(filter(None, (_difference(*child) for child in children)), "")
 
 
-def parse_jsonl(data: bytes, path: str | os.PathLike, to_do: str = "put back a copy") -> list:
+def parse_jsonl(data: bytes, path: str | os.PathLike, remedy: str = "put back a copy") -> list:
     """Parses JSON lines; leaves out a last line without line end, which a kill has truncated.
 
     Raises InputError for any other line that is not JSON, with ``path`` and the line number.
@@ -174,7 +175,7 @@ def parse_jsonl(data: bytes, path: str | os.PathLike, to_do: str = "put back a c
             rows.append(json.loads(line))
         except (ValueError, RecursionError) as error:
             raise InputError(
-                f"{path}:{number}: this row is damaged (it is not JSON); {to_do}"
+                f"{path}:{number}: this row is damaged (it is not JSON); {remedy}"
             ) from error
     return rows
 
@@ -259,7 +260,7 @@ class Lock:
         except filelock.Timeout as error:
             raise BlockingIOError(errno.EAGAIN, "another process has it", str(path)) from error
         except OSError as error:
-            if error.errno not in UNSUPPORTED:
+            if error.errno not in UNSUPPORTED_ERRNOS:
                 raise
         with contextlib.suppress(OSError):  # on a full disk, the next file raises
             path.write_text(str(os.getpid()), encoding="ascii")

@@ -17,11 +17,11 @@ import time
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # `nohup` ignores it
     SIGNALS += (signal.SIGHUP,)  # sent when a terminal closes
-PARENT = "FGRLHF_ENDS_WITH_PARENT"  # environment variable of a stage: the PID of its pipeline
-SAME = 0.3  # seconds in which signals count as one: `timeout` signals a process, then its group
-STUCK = 2.0  # seconds until the thread ends a command that does not handle a signal
-AGAIN = 5.0  # seconds after which a KeyboardInterrupt that did not end the command is raised again
-MESSAGE = "interrupted; the same command goes on from what it has saved, or begins again"
+PARENT_PID = "FGRLHF_ENDS_WITH_PARENT"  # environment variable of a stage: the PID of its pipeline
+DUPLICATE_TIME = 0.3  # seconds that make signals one: `timeout` signals a process, then its group
+HANDLE_TIMEOUT = 2.0  # seconds until the thread ends a command that does not handle a signal
+RERAISE_TIME = 5.0  # seconds until a KeyboardInterrupt that ended nothing is raised again
+EXIT_MESSAGE = "interrupted; the same command goes on from what it has saved, or begins again"
 
 
 class _Process:
@@ -30,27 +30,27 @@ class _Process:
     is_command = False  # a command, not a program that uses the package
     is_importing = False  # still importing: a signal ends the process at once
     watchers: tuple["Interrupt", ...] = ()  # active ones, the innermost last
-    received = 0.0  # time of the first signal
+    signal_time = 0.0  # time of the first signal
 
 
-_ending = threading.RLock()
+_exit_lock = threading.RLock()
 
 
 def begin_command() -> None:
     """Installs signal handlers; until :func:`begin_main`, signals end the process at once."""
     _Process.is_command = _Process.is_importing = True
     for number in (*SIGNALS, signal.SIGALRM):
-        signal.signal(number, _receive)
+        signal.signal(number, _on_signal)
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:  # closed: the next opened file would get its number
             os.open(os.devnull, os.O_RDWR)
-    told, tell = os.pipe()
-    os.set_blocking(tell, False)
-    signal.set_wakeup_fd(tell, warn_on_full_buffer=False)
+    pipe, wakeup = os.pipe()
+    os.set_blocking(wakeup, False)
+    signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
     os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
-    threading.Thread(target=_end_where_stuck, args=[told], name="signals", daemon=True).start()
+    threading.Thread(target=_end_if_unhandled, args=[pipe], name="signals", daemon=True).start()
 
 
 def begin_main() -> None:
@@ -61,7 +61,7 @@ def begin_main() -> None:
 def raise_again() -> None:
     """Raises a swallowed KeyboardInterrupt again, outside of the code that swallowed it."""
     if _Process.is_command:
-        signal.setitimer(signal.ITIMER_REAL, 0.01, AGAIN)
+        signal.setitimer(signal.ITIMER_REAL, 0.01, RERAISE_TIME)
 
 
 def end_command(message: str) -> None:
@@ -83,50 +83,50 @@ def is_distributed() -> bool:
     return bool(distributed and distributed.is_initialized())
 
 
-def _end_where_stuck(told: int) -> None:
+def _end_if_unhandled(pipe: int) -> None:
     """Runs in a thread: ends the command at signals that its main thread does not handle."""
-    first, patience = 0.0, None
+    first_time, timeout = 0.0, None
     while True:
-        if not select.select([told], [], [], patience)[0]:
-            if not (_Process.received or _Process.watchers):
-                _end_at_once()
-            patience = None
+        if not select.select([pipe], [], [], timeout)[0]:
+            if not (_Process.signal_time or _Process.watchers):
+                _exit_at_once()
+            timeout = None
             continue
-        ours = [n for n in os.read(told, 64) if n in SIGNALS and signal.getsignal(n) is _receive]
-        if not ours or is_distributed():
+        own = [n for n in os.read(pipe, 64) if n in SIGNALS and signal.getsignal(n) is _on_signal]
+        if not own or is_distributed():
             continue
-        if first and time.monotonic() - first >= SAME:
-            _end_at_once()
-        if not first:
-            first, patience = time.monotonic(), STUCK
+        if first_time and time.monotonic() - first_time >= DUPLICATE_TIME:
+            _exit_at_once()
+        if not first_time:
+            first_time, timeout = time.monotonic(), HANDLE_TIMEOUT
 
 
-def _end_at_once() -> None:
+def _exit_at_once() -> None:
     # Never released: both threads may get here, and the main thread twice, by a signal while it
     # waits for a stopped terminal.
-    _ending.acquire()
+    _exit_lock.acquire()
     with contextlib.suppress(OSError):  # a full disk or a closed terminal
-        os.write(2, f"{MESSAGE}\n".encode())
+        os.write(2, f"{EXIT_MESSAGE}\n".encode())
     os._exit(130)
 
 
-def _receive(number: int, frame) -> None:
-    now, watcher = time.monotonic(), _Process.watchers[-1:]
+def _on_signal(number: int, frame) -> None:
+    now, innermost = time.monotonic(), _Process.watchers[-1:]
     if number == signal.SIGALRM:
-        if not watcher:
+        if not innermost:
             raise KeyboardInterrupt
         return
-    if _Process.received and now - _Process.received < SAME:
+    if _Process.signal_time and now - _Process.signal_time < DUPLICATE_TIME:
         return
-    second, _Process.received = bool(_Process.received), now
-    if _Process.is_command and (second or _Process.is_importing):
-        _end_at_once()
-    if second or not watcher:
+    is_repeated, _Process.signal_time = bool(_Process.signal_time), now
+    if _Process.is_command and (is_repeated or _Process.is_importing):
+        _exit_at_once()
+    if is_repeated or not innermost:
         if _Process.is_command:
-            signal.setitimer(signal.ITIMER_REAL, AGAIN, AGAIN)
+            signal.setitimer(signal.ITIMER_REAL, RERAISE_TIME, RERAISE_TIME)
         raise KeyboardInterrupt
-    watcher[0].flag = True
-    if watcher[0].several:
+    innermost[0].flag = True
+    if innermost[0].distributed:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
@@ -137,21 +137,21 @@ class Interrupt:
     SIGTERM, notifies the others, and agrees on a step that none of them has passed.
     """
 
-    def __init__(self, *, several: bool = False):
-        self.several, self.flag = several, False
+    def __init__(self, *, distributed: bool = False):
+        self.distributed, self.flag = distributed, False
 
     def __enter__(self):
         if _Process.is_command:
-            self.flag, self.before = bool(_Process.received), {}
+            self.flag, self.handlers = bool(_Process.signal_time), {}
         else:
-            signals = SIGNALS[:1] if self.several else SIGNALS
-            self.before = {number: signal.signal(number, _receive) for number in signals}
+            signals = SIGNALS[:1] if self.distributed else SIGNALS
+            self.handlers = {number: signal.signal(number, _on_signal) for number in signals}
         _Process.watchers += (self,)
         return self
 
     def requested(self, step: int) -> bool:
         """Whether to save and stop; all processes must call it after every step."""
-        if self.several:
+        if self.distributed:
             from jax.experimental import multihost_utils
 
             # Agrees by step number, as orbax does at every save.
@@ -160,7 +160,7 @@ class Interrupt:
 
     def __exit__(self, *_):
         _Process.watchers = _Process.watchers[:-1]
-        for number, handler in self.before.items():
+        for number, handler in self.handlers.items():
             signal.signal(number, handler)
-        if self.before:
-            _Process.received = 0.0
+        if self.handlers:
+            _Process.signal_time = 0.0

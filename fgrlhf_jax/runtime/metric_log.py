@@ -63,14 +63,14 @@ class RowFile:
         self._digest.update(lines)
 
 
-def speed_of_a_device(flops: float, tokens: int, seconds: float) -> dict[str, float]:
+def device_rates(flops: float, tokens: int, seconds: float) -> dict[str, float]:
     """Rates of one device; without ``mfu`` if the device's peak is unknown, as for CPUs."""
-    per_device = seconds * jax.device_count()
-    rates = {"tokens_per_second/device": tokens / per_device}
+    device_seconds = seconds * jax.device_count()
+    rates = {"tokens_per_second/device": tokens / device_seconds}
     if flops:
-        rates["tflops_per_device"] = flops / per_device / 1e12
+        rates["tflops_per_device"] = flops / device_seconds / 1e12
         if device := accelerators.find(jax.devices()[0].device_kind):
-            rates["mfu"] = flops / per_device / device.flops
+            rates["mfu"] = flops / device_seconds / device.flops
     return rates
 
 
@@ -83,16 +83,16 @@ def check_rows(path: Path, saved: dict) -> bytes:
     rows = content[: saved.get("bytes", 0)]
     if not saved or hashlib.sha256(rows).hexdigest() == saved["sha256"]:
         return rows
-    to_do = "put back a copy of the file, or start in a new run_dir"
-    is_cut = len(rows) < saved["bytes"]
-    files.parse_jsonl(rows if is_cut else rows.removesuffix(b"\n") + b"\n", path, to_do)
+    remedy = "put back a copy of the file, or start in a new run_dir"
+    is_truncated = len(rows) < saved["bytes"]
+    files.parse_jsonl(rows if is_truncated else rows.removesuffix(b"\n") + b"\n", path, remedy)
     if not path.exists():
         fault = ": is missing"
-    elif is_cut:
+    elif is_truncated:
         fault = f": the rows after line {rows.count(10)} are missing"
     else:
         fault = ": is not as the run left it"
-    raise InputError(f"{path}{fault}; {to_do}")
+    raise InputError(f"{path}{fault}; {remedy}")
 
 
 def to_floats(tree) -> dict[str, float]:
@@ -120,26 +120,26 @@ class Log:
         self,
         folder: Path,
         checkpoints: Checkpoints,
-        bar: dict[str, str],
+        bar_formats: dict[str, str],
         saved: dict,
         steps: tuple[int, int | None],
         tensorboard: bool = False,
     ):
-        self.checkpoints, self.shown = checkpoints, bar
-        self.board = self.file = self.pending = self.compiled = None
+        self.checkpoints, self.bar_formats = checkpoints, bar_formats
+        self.writer = self.file = self.pending = self.compiled = None
         self.seconds, self.tokens = 0.0, 0
-        writes = jax.process_index() == 0
-        options = {"disable": not writes, "dynamic_ncols": True, "smoothing": 0.1}
+        is_main = jax.process_index() == 0
+        options = {"disable": not is_main, "dynamic_ncols": True, "smoothing": 0.1}
         self.bar = tqdm(initial=steps[0], total=steps[1], unit="step", **options)
-        self.earlier = 0.0  # seconds of updates of earlier starts
-        if writes:
+        self.past_seconds = 0.0  # seconds of updates of earlier starts
+        if is_main:
             self.file = RowFile(folder / "metrics.jsonl", saved)
             rows = files.read_jsonl(self.file.path)
-            self.earlier = sum(row.get("time/step", 0.0) for row in rows)
-        if writes and tensorboard:
+            self.past_seconds = sum(row.get("time/step", 0.0) for row in rows)
+        if is_main and tensorboard:
             from tensorboardX import SummaryWriter  # optional: the `tensorboard` extra
 
-            self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=steps[0] + 1)
+            self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=steps[0] + 1)
         self.restart_clock()
 
     @property
@@ -150,7 +150,9 @@ class Log:
         """Whether all updates took that long, including earlier starts; waits for the last one."""
         self._fetch()
         running = time.perf_counter() - self.clock
-        return multihost.from_first(lambda: self.earlier + self.seconds + running >= seconds)
+        return multihost.from_process_0(
+            lambda: self.past_seconds + self.seconds + running >= seconds
+        )
 
     def restart_clock(self) -> None:
         self.clock = time.perf_counter()
@@ -189,16 +191,16 @@ class Log:
             seconds, self.clock = now - self.clock, now
             self.seconds, self.tokens = self.seconds + seconds, self.tokens + row["tokens"]
             row |= {"time/step": seconds, "tokens_per_second": row["tokens"] / seconds}
-            row |= speed_of_a_device(row.pop("model_flops", 0.0), row["tokens"], seconds)
-            shown = {name: format(row[name], spec) for name, spec in self.shown.items()}
+            row |= device_rates(row.pop("model_flops", 0.0), row["tokens"], seconds)
+            shown = {name: format(row[name], spec) for name, spec in self.bar_formats.items()}
             self.bar.set_postfix(shown, refresh=False)
             self.bar.update(row["step"] - self.bar.n)
         row |= evaluation or {}
         if self.file:
             self.file.append(row)
-        if self.board:
+        if self.writer:
             for name in row.keys() - {"step"}:
-                self.board.add_scalar(name, row[name], row["step"])
+                self.writer.add_scalar(name, row[name], row["step"])
 
     def _fetch(self) -> None:
         """Waits for the last added update; raises InputError if its metrics are not finite."""
@@ -207,13 +209,13 @@ class Log:
         self._check_finite(self.pending)
 
     def _check_finite(self, row: dict) -> None:
-        wrong = [f"{name} is {value}" for name, value in row.items() if not math.isfinite(value)]
-        if wrong:
+        invalid = [f"{name} is {value}" for name, value in row.items() if not math.isfinite(value)]
+        if invalid:
             self.checkpoints.wait()
-            last = self.checkpoints.latest
-            saved = f"the last good checkpoint is step {last}" if last else "nothing was saved"
+            step = self.checkpoints.latest
+            saved = f"the last good checkpoint is step {step}" if step else "nothing was saved"
             raise InputError(
-                f"step {row['step']}: {', '.join(wrong[:3])}; stopped, {saved}; lower "
+                f"step {row['step']}: {', '.join(invalid[:3])}; stopped, {saved}; lower "
                 "optimizer.learning_rate in a new run_dir, or check the data of that batch"
             )
 
@@ -238,5 +240,5 @@ class Log:
 
     def close(self) -> None:
         self.bar.close()
-        if self.board:
-            self.board.close()
+        if self.writer:
+            self.writer.close()

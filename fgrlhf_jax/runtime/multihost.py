@@ -22,14 +22,14 @@ from jax.experimental import multihost_utils
 from fgrlhf_jax.errors import InputError
 
 T = TypeVar("T")
-ERRORS, LEFT = "fgrlhf/errors/", "fgrlhf/left/"  # keys, followed by a process index
-POLL = 1.0  # seconds
-GRACE = 2.0  # seconds for a process to end by itself, with an error that others have too
-PATIENCE = 5.0  # seconds that process 0 waits for the others
-_leaving = threading.Lock()
+ERROR_KEYS, EXIT_KEYS = "fgrlhf/errors/", "fgrlhf/left/"  # keys, followed by a process index
+POLL_SECONDS = 1.0  # seconds
+GRACE_SECONDS = 2.0  # seconds for a process to end by itself, with an error that others have too
+EXIT_TIMEOUT = 5.0  # seconds that process 0 waits for the others
+_exit_lock = threading.Lock()
 
 
-def _processes():
+def _distributed_state():
     """jax's distributed state (``client``, ``process_id``, …); None for a single process."""
     state = multihost_utils.distributed.global_state  # undocumented
     return state if state.client and state.num_processes > 1 else None
@@ -41,20 +41,20 @@ def watch(end: Callable[[str], None]) -> None:
     def wait() -> None:
         with contextlib.suppress(Exception):  # the store has ended, as at the end of a run
             while not (error := error_of_others()):
-                time.sleep(POLL)
-            time.sleep(GRACE)
+                time.sleep(POLL_SECONDS)
+            time.sleep(GRACE_SECONDS)
             end(error)
 
-    if _processes():
+    if _distributed_state():
         threading.Thread(target=wait, name="watch", daemon=True).start()
 
 
 def error_of_others() -> str:
     """The error with which another process has left, ``process 1: …``; "" if none has."""
-    state = _processes()
-    errors = state.client.key_value_dir_get(ERRORS) if state else []
-    numbered = ((key.removeprefix(ERRORS), error) for key, error in errors)
-    return next((f"process {n}: {e}" for n, e in numbered if n != str(state.process_id)), "")
+    state = _distributed_state()
+    errors = state.client.key_value_dir_get(ERROR_KEYS) if state else []
+    by_process = ((key.removeprefix(ERROR_KEYS), error) for key, error in errors)
+    return next((f"process {n}: {e}" for n, e in by_process if n != str(state.process_id)), "")
 
 
 def leave(status: int, message: str, error: str) -> NoReturn:
@@ -62,16 +62,16 @@ def leave(status: int, message: str, error: str) -> NoReturn:
 
     Process 0 ends last, since the others are aborted when its store ends.
     """
-    _leaving.acquire()  # never released: another thread may be ending the process too
+    _exit_lock.acquire()  # never released: another thread may be ending the process too
     print(message, file=sys.stderr)
-    if state := _processes():
+    if state := _distributed_state():
         with contextlib.suppress(Exception):  # the store has ended, and so have the others
             if not error_of_others():
-                state.client.key_value_set(f"{ERRORS}{state.process_id}", error)
-            state.client.key_value_set(f"{LEFT}{state.process_id}", "")
-            deadline = time.monotonic() + PATIENCE
+                state.client.key_value_set(f"{ERROR_KEYS}{state.process_id}", error)
+            state.client.key_value_set(f"{EXIT_KEYS}{state.process_id}", "")
+            deadline = time.monotonic() + EXIT_TIMEOUT
             while state.process_id == 0 and time.monotonic() < deadline:
-                if len(state.client.key_value_dir_get(LEFT)) == state.num_processes:
+                if len(state.client.key_value_dir_get(EXIT_KEYS)) == state.num_processes:
                     break
                 time.sleep(0.1)
     for stream in (sys.stdout, sys.stderr):
@@ -79,28 +79,28 @@ def leave(status: int, message: str, error: str) -> NoReturn:
     os._exit(status)  # at once: Python's shutdown would wait for the others
 
 
-def from_first(make: Callable[[], T]) -> T:
-    """Calls ``make`` on process 0 and returns its result on all processes, which must all call it.
+def from_process_0(function: Callable[[], T]) -> T:
+    """Calls a function on process 0 and returns its result on every process, which must call this.
 
-    An InputError of ``make`` is raised on every process; other exceptions are raised on process 0,
-    and on the others as an InputError.
+    Its InputError is raised on every process; other exceptions are raised on process 0, and on the
+    others as an InputError.
     """
     if jax.process_count() == 1:
-        return make()
-    message, raised = b"", None
+        return function()
+    message, exception = b"", None
     if jax.process_index() == 0:
         try:
-            message = pickle.dumps((make(), None))
+            message = pickle.dumps((function(), None))
         except Exception as error:
-            raised = error
+            exception = error
             kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
             message = pickle.dumps((None, f"{kind}{error}"))
     size = int(multihost_utils.broadcast_one_to_all(np.int32(len(message))))
     padded = np.zeros(1 << size.bit_length(), np.uint8)  # few shapes, so few compilations
     padded[: len(message)] = np.frombuffer(message, np.uint8)
     value, error = pickle.loads(multihost_utils.broadcast_one_to_all(padded).tobytes())
-    if raised:
-        raise raised
+    if exception:
+        raise exception
     if error is not None:
         raise InputError(error)
     return value

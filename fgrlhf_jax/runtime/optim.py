@@ -42,7 +42,7 @@ def schedule(name: str, peak: float, steps: int, warmup_steps: int) -> optax.Sch
     return optax.join_schedules([lambda step: warmup(step + 1), decay], [warmup_steps])
 
 
-def _matches(pattern: str) -> Callable:
+def _path_mask(pattern: str) -> Callable:
     """A function from a parameter tree to a mask of the leaves whose path matches the pattern."""
     return lambda params: jax.tree.map_with_path(
         lambda path, _: bool(re.search(pattern, sharding.path_name(path))), params
@@ -68,17 +68,17 @@ def adamw(
       freeze: regular expression over parameter paths; matching parameters are not trained and have
         no moments. "": none.
     """
-    matrices = _matches(r"(kernel|embedding|unembed|lora_[ab])$")
-    chain = optax.chain(
+    decayed = _path_mask(r"(kernel|embedding|unembed|lora_[ab])$")
+    transform = optax.chain(
         optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),
         optax.scale_by_adam(b1, b2, eps),
-        optax.add_decayed_weights(weight_decay, matrices),
+        optax.add_decayed_weights(weight_decay, decayed),
         optax.snapshot("update_rms", _rms),
         optax.scale_by_learning_rate(learning_rate),
     )
     if not freeze:
-        return chain
-    return optax.multi_transform({False: chain, True: optax.set_to_zero()}, _matches(freeze))
+        return transform
+    return optax.multi_transform({False: transform, True: optax.set_to_zero()}, _path_mask(freeze))
 
 
 def _rms(tree) -> jax.Array:
@@ -102,7 +102,7 @@ def without_frozen(params: dict, freeze: str) -> dict:
     """
     if not freeze:
         return params
-    return jax.tree.map(lambda frozen, x: None if frozen else x, _matches(freeze)(params), params)
+    return jax.tree.map(lambda frozen, x: None if frozen else x, _path_mask(freeze)(params), params)
 
 
 def fill(tree: dict, params: dict) -> dict:

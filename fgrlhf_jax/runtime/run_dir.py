@@ -15,15 +15,15 @@ from fgrlhf_jax.runtime import files, interrupt, user_function
 
 # Fields that may differ between starts, since they do not change results (except for the order of
 # sums, with a pipeline's workers as with the number of cores).
-NOT_COMPARED = (
+UNCOMPARED_FIELDS = (
     *("run_dir", "tensorboard", "profile", "max_to_keep", "save_every"),
     *("distributed", "coordinator", "num_processes", "process_id"),
     # Of a pipeline, whose stages record their own settings.
     *("workers", "platforms", "seeds", "task", "run_arms", "title", "judge_name", "report_samples"),
 )
 
-SHOWN = 8  # differing fields in a message; more are counted
-RESULTS = ("eval.json", "metrics.jsonl", "samples.jsonl")  # finished.json has their digests
+MAX_SHOWN_FIELDS = 8  # differing fields in a message; more are counted
+RESULT_FILES = ("eval.json", "metrics.jsonl", "samples.jsonl")  # finished.json has their digests
 
 # Config fields of earlier versions: old name -> new name, or "" if removed.
 RENAMED_FIELDS = {
@@ -48,17 +48,17 @@ _locks: dict[Path, files.Lock] = {}  # locks of this process, by path
 
 def flatten(config: dict, prefix: str = "") -> dict:
     """Flattens nested dicts to one dict with dotted names, such as ``model.path``."""
-    flat = {}
+    flattened = {}
     for name, value in config.items():
         nested = isinstance(value, dict)
-        flat |= flatten(value, f"{prefix}{name}.") if nested else {prefix + name: value}
-    return flat
+        flattened |= flatten(value, f"{prefix}{name}.") if nested else {prefix + name: value}
+    return flattened
 
 
-def values_of(config: ConfigDict) -> dict:
+def config_values(config: ConfigDict) -> dict:
     """The JSON values of a config by dotted name, and digests of its user functions."""
     values = flatten(json.loads(config.to_json()))
-    return values | user_function.identity(values)
+    return values | user_function.file_digests(values)
 
 
 def check_run(config: ConfigDict) -> None:
@@ -71,19 +71,19 @@ def check_run(config: ConfigDict) -> None:
     saved = files.read_json(path, {}, "put back a copy of it, or choose another run_dir")
     if "run_dir" not in saved:
         raise InputError(f"{path}: is not the config of a run; choose another run_dir")
-    work = ("metrics.jsonl", "checkpoints/*")
-    if not finished and not any(True for pattern in work for _ in folder.glob(pattern)):
+    patterns = ("metrics.jsonl", "checkpoints/*")
+    if not finished and not any(True for pattern in patterns for _ in folder.glob(pattern)):
         return  # an earlier start ended before its first result
     check_config(folder, flatten(saved), config)
 
 
 def check_config(folder: Path, saved: dict, config: ConfigDict) -> None:
     """Raises InputError if a config differs from ``saved``, the values of a run."""
-    now = user_function.comparable(values_of(config), saved)
+    current = user_function.comparable(config_values(config), saved)
     renamed = [
         f"{old} is now {new}" if new else f"{old} was removed"
         for old, new in RENAMED_FIELDS.items()
-        if old in saved and old not in now and (new in now or not new)
+        if old in saved and old not in current and (new in current or not new)
     ]
     if renamed:
         raise InputError(
@@ -91,38 +91,38 @@ def check_config(folder: Path, saved: dict, config: ConfigDict) -> None:
             f"had other names ({', '.join(renamed)}); choose another run_dir, or finish it with "
             "that version"
         )
-    if differing := differing_fields(saved, now):
+    if differing := differing_fields(saved, current):
         raise InputError(
             f"run_dir={folder} holds a run of another config: {differing}; "
             "choose another run_dir, or restore the saved values"
         )
 
 
-def differing_fields(saved: dict, now: dict) -> str:
-    """``NAME (saved …, now …), …`` for the values that differ, except ``NOT_COMPARED``, or ""."""
+def differing_fields(saved: dict, current: dict) -> str:
+    """``NAME (saved …, now …), …`` for values that differ, except ``UNCOMPARED_FIELDS``, or ""."""
     names = [
         name
-        for name in sorted(saved.keys() | now.keys())
-        if saved.get(name, "unset") != now.get(name, "unset") and name not in NOT_COMPARED
+        for name in sorted(saved.keys() | current.keys())
+        if saved.get(name, "unset") != current.get(name, "unset") and name not in UNCOMPARED_FIELDS
     ]
 
     def describe(name: str) -> str:
         field = name.removesuffix(".file")
         if field != name and field not in names:
-            return f"the file of {field}={now.get(field)} has changed since"
-        return f"{name} (saved {saved.get(name, 'unset')!r}, now {now.get(name, 'unset')!r})"
+            return f"the file of {field}={current.get(field)} has changed since"
+        return f"{name} (saved {saved.get(name, 'unset')!r}, now {current.get(name, 'unset')!r})"
 
-    shown = [*map(describe, names[:SHOWN])]
-    more = len(names) - len(shown)
-    return ", ".join(shown) + (f" and {more} more" if more else "")
+    shown = [*map(describe, names[:MAX_SHOWN_FIELDS])]
+    hidden = len(names) - len(shown)
+    return ", ".join(shown) + (f" and {hidden} more" if hidden else "")
 
 
-def finish(folder: Path, step: int, note: str, result: dict | None = None) -> None:
+def finish(folder: Path, step: int, summary: str, result: dict | None = None) -> None:
     """Writes ``finished.json`` with digests of the results; all processes must call this.
 
     Args:
       step: step of the exported model.
-      note: text to print.
+      summary: text to print.
       result: the content of ``eval.json``.
     """
     import jax
@@ -130,10 +130,10 @@ def finish(folder: Path, step: int, note: str, result: dict | None = None) -> No
     from fgrlhf_jax.runtime import multihost
 
     if jax.process_index() == 0:
-        print(note)
+        print(summary)
         if result is not None:
             files.write_json(folder / "eval.json", result)
-        paths = [folder / name for name in RESULTS]
+        paths = [folder / name for name in RESULT_FILES]
         digests = {path.name: files.digest(path) for path in paths if path.exists()}
         files.write_json(folder / "finished.json", {"step": step, "sha256": digests})
     multihost.wait_for_all()
@@ -147,8 +147,8 @@ def read_finished(folder: Path) -> dict | None:
     path = folder / "finished.json"
     if not path.exists() or not (folder / "export").exists():
         return None
-    again = "delete it and run the same command, which writes it again"
-    finished = files.read_json(path, {"step": 0, "sha256": {}}, again)
+    rerun = "delete it and run the same command, which writes it again"
+    finished = files.read_json(path, {"step": 0, "sha256": {}}, rerun)
     for name, digest in finished["sha256"].items():
         result = folder / name
         if files.digest(result) == digest:
@@ -158,8 +158,8 @@ def read_finished(folder: Path) -> dict | None:
         if name == "eval.json" and not result.exists():
             return None
         fault = "is not as the run left it" if result.exists() else "is missing"
-        copy = "put back a copy of the file, or start in a new run_dir"
-        raise InputError(f"{result}: {fault}; {again if name == 'eval.json' else copy}")
+        restore = "put back a copy of the file, or start in a new run_dir"
+        raise InputError(f"{result}: {fault}; {rerun if name == 'eval.json' else restore}")
     return finished
 
 
@@ -191,7 +191,7 @@ def lock(run_dir: str | Path) -> Path:
                 owner = path.read_text()
             owner = owner or "unknown"
             # The old stage of a pipeline that was killed and restarted saves and ends by itself.
-            if not os.environ.get(interrupt.PARENT):
+            if not os.environ.get(interrupt.PARENT_PID):
                 raise InputError(
                     f"run_dir={folder}: another process (PID {owner}) is running there; wait for "
                     "it or choose another run_dir"
@@ -220,18 +220,18 @@ def open_run(config: ConfigDict) -> Path:
     from fgrlhf_jax.runtime import multihost
 
     check_run(config)
-    local = ("run_dir", "coordinator", "process_id")  # may differ between processes
-    shared = {name: value for name, value in values_of(config).items() if name not in local}
+    per_host = ("run_dir", "coordinator", "process_id")  # may differ between processes
+    shared = {name: value for name, value in config_values(config).items() if name not in per_host}
     multihost.check_same(json.dumps(shared, sort_keys=True), "config values")
 
-    def make() -> Path:
+    def create() -> Path:
         folder = lock(config.run_dir)
         # Checkpoints without a config.json are checked against this config first.
         if (folder / "config.json").exists() or not any(folder.glob("checkpoints/*")):
             write_config(folder, config)
         return folder
 
-    return multihost.from_first(make)
+    return multihost.from_process_0(create)
 
 
 def write_config(folder: Path, config: ConfigDict) -> None:

@@ -19,11 +19,11 @@ from jax.sharding import PartitionSpec as P
 from fgrlhf_jax.errors import InputError
 
 AXES = ("data", "fsdp", "tensor")
-BATCH = ("data", "fsdp")
+BATCH_AXES = ("data", "fsdp")
 
 # The first pattern that matches a leaf's path decides. Kernels of blocks have a leading layer axis;
 # quantized kernels consist of kernel/qvalue and kernel/scale.
-TABLE = (
+PARAM_SPECS = (
     (r"embed/embedding$|head/unembed$", P("tensor", "fsdp")),
     (r"lm_head/kernel$", P("fsdp", "tensor")),
     (r"(q|k|v|gate|up)/kernel(/|$)", P(None, "fsdp", "tensor")),
@@ -92,32 +92,32 @@ def path_name(path) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def _spec(name: str, leaf, mesh: Mesh, split=AXES) -> P:
-    spec = next(spec for pattern, spec in TABLE if re.search(pattern, name))
+def _spec(name: str, leaf, mesh: Mesh, split_axes=AXES) -> P:
+    spec = next(spec for pattern, spec in PARAM_SPECS if re.search(pattern, name))
     if leaf.ndim == len(spec) - 1 and spec[0] is None:  # a single layer, without the layer axis
         spec = spec[1:]
     if len(spec) > leaf.ndim:  # scalars of an optimizer state
         return P()
     # A dimension that the axis does not divide (a tiny model on a large mesh) is not split.
-    fits = (a in split and leaf.shape[i] % mesh.shape[a] == 0 for i, a in enumerate(spec))
+    fits = (a in split_axes and leaf.shape[i] % mesh.shape[a] == 0 for i, a in enumerate(spec))
     return P(*(a if fit else None for a, fit in zip(spec, fits, strict=True)))
 
 
-def shardings(tree, mesh: Mesh, split: Sequence[str] = AXES):
+def shardings(tree, mesh: Mesh, split_axes: Sequence[str] = AXES):
     """A tree of NamedSharding for any tree whose paths end in parameter paths (params, moments).
 
-    Parameters are split over the axes ``split`` of the mesh, and replicated over the others.
+    Parameters are split over the axes ``split_axes`` of the mesh, and replicated over the others.
     """
     return jax.tree.map_with_path(
-        lambda path, leaf: NamedSharding(mesh, _spec(path_name(path), leaf, mesh, split)), tree
+        lambda path, leaf: NamedSharding(mesh, _spec(path_name(path), leaf, mesh, split_axes)), tree
     )
 
 
-def abstract(tree, mesh: Mesh, split: Sequence[str] = AXES):
+def abstract(tree, mesh: Mesh, split_axes: Sequence[str] = AXES):
     """The same tree as ShapeDtypeStructs that carry their :func:`shardings`."""
     return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-        *(tree, shardings(tree, mesh, split)),
+        *(tree, shardings(tree, mesh, split_axes)),
     )
 
 
@@ -125,17 +125,17 @@ def constrain(x: jax.Array) -> jax.Array:
     """Shards the rows of an activation over data and fsdp; no-op without a mesh."""
     if jax.sharding.get_abstract_mesh().empty:
         return x
-    return jax.lax.with_sharding_constraint(x, P(BATCH, *(None,) * (x.ndim - 1)))
+    return jax.lax.with_sharding_constraint(x, P(BATCH_AXES, *(None,) * (x.ndim - 1)))
 
 
 def batch_shards() -> int:
     """Number of devices over which the rows of a batch are split; 1 without a mesh."""
     sizes = jax.sharding.get_abstract_mesh().shape
-    return int(np.prod([sizes.get(axis, 1) for axis in BATCH]))
+    return int(np.prod([sizes.get(axis, 1) for axis in BATCH_AXES]))
 
 
 def look_up(table_VD: jax.Array, tokens_BS: jax.Array) -> jax.Array:
-    """Looks up rows [B, S, D] of an embedding that ``TABLE`` splits over tensor and fsdp.
+    """Looks up rows [B, S, D] of an embedding that ``PARAM_SPECS`` splits over tensor and fsdp.
 
     It gathers the table along D first, as for every weight before its product, so that the result
     is split as the tokens. XLA by itself would gather each device's columns of all rows.
@@ -169,7 +169,7 @@ def constrain_cache(x: jax.Array) -> jax.Array:
     if mesh.empty:
         return x
     heads = "tensor" if x.shape[-3] % mesh.shape["tensor"] == 0 else None
-    spec = P(*(None,) * (x.ndim - 4), BATCH, heads, None, None)
+    spec = P(*(None,) * (x.ndim - 4), BATCH_AXES, heads, None, None)
     return jax.lax.with_sharding_constraint(x, spec)
 
 
@@ -186,13 +186,13 @@ def map_rows_and_heads(f, *heads_BSNH: jax.Array) -> jax.Array:
         size = math.prod(mesh.shape[name] for name in names)
         return names if all(x.shape[axis] % size == 0 for x in heads_BSNH) else None
 
-    spec = P(axes(BATCH, 0), None, axes(("tensor",), 2), None)
+    spec = P(axes(BATCH_AXES, 0), None, axes(("tensor",), 2), None)
     return jax.shard_map(f, in_specs=spec, out_specs=spec, check_vma=False)(*heads_BSNH)
 
 
 def batch_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
     """Splits rows over data and fsdp; ``axis`` is the rows' axis (1 after a micro-batch axis)."""
-    return NamedSharding(mesh, P(*(None,) * axis, BATCH))
+    return NamedSharding(mesh, P(*(None,) * axis, BATCH_AXES))
 
 
 def put_batch(batch, mesh: Mesh, axis: int = 0):
@@ -223,12 +223,12 @@ def fingerprint(tree) -> jax.Array:
     """
     total = jnp.uint32(0)
     for number, leaf in enumerate(jax.tree.leaves(tree)):
-        kind = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[leaf.dtype.itemsize]
-        bits = jax.lax.bitcast_convert_type(leaf, kind).astype(jnp.uint32)
+        dtype = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[leaf.dtype.itemsize]
+        bits = jax.lax.bitcast_convert_type(leaf, dtype).astype(jnp.uint32)
         weight = jnp.ones((), jnp.uint32)
         for axis, size in enumerate(bits.shape):
             shape = [size if a == axis else 1 for a in range(bits.ndim)]
-            odd = 2 * jnp.arange(size, dtype=jnp.uint32) + 1
-            weight = weight * jnp.reshape(odd * jnp.uint32(2 * axis + 3), shape)
+            odd_weights = 2 * jnp.arange(size, dtype=jnp.uint32) + 1
+            weight = weight * jnp.reshape(odd_weights * jnp.uint32(2 * axis + 3), shape)
         total += jnp.uint32(2 * number + 1) * jnp.sum(bits * weight, dtype=jnp.uint32)
     return total

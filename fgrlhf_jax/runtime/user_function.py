@@ -26,7 +26,7 @@ from fgrlhf_jax.runtime import files
 
 FIELDS = ("judge", "reward_function")  # config fields that name a function
 # Functions of this package with other names in earlier versions.
-MOVED = {
+MOVED_FUNCTIONS = {
     "fgrlhf_jax.tiny_judge:judge": "fgrlhf_jax.tiny_world.judge:judge",
     "fgrlhf_jax.tiny_judge:oracle_rewards": "fgrlhf_jax.tiny_world.judge:oracle_rewards",
     "fgrlhf_jax.tiny_world:judge": "fgrlhf_jax.tiny_world.judge:judge",
@@ -43,13 +43,13 @@ def load(name: str) -> Callable:
     module, _, attribute = name.partition(":")
     if not module or not attribute:
         raise InputError(f"{name!r}: give a function as module:function")
-    if name in MOVED:
-        raise InputError(f"{name}: is now {MOVED[name]}; give that name")
+    if name in MOVED_FUNCTIONS:
+        raise InputError(f"{name}: is now {MOVED_FUNCTIONS[name]}; give that name")
     try:
         with _current_folder():
             function = getattr(importlib.import_module(module), attribute)
     except (Exception, SystemExit) as error:  # a user's module may raise anything
-        raise InputError(f"{name}: cannot be loaded ({_describe(error)})") from error
+        raise InputError(f"{name}: cannot be loaded ({_describe_error(error)})") from error
     if not callable(function):
         raise InputError(f"{name}: is a {type(function).__name__}, not a function")
     return function
@@ -65,7 +65,7 @@ def _current_folder() -> Iterator[None]:
         sys.path.remove(current)
 
 
-def identity(values: Mapping[str, object]) -> dict[str, str]:
+def file_digests(values: Mapping[str, object]) -> dict[str, str]:
     """{``FIELD.file``: truncated SHA-256 of the function's file} for each field with a function.
 
     Ignores imports of that file, and functions of this package.
@@ -74,9 +74,9 @@ def identity(values: Mapping[str, object]) -> dict[str, str]:
     return {name: digest for name, module in modules.items() if (digest := _file_digest(module))}
 
 
-def comparable(now: Mapping[str, object], saved: Mapping[str, object]) -> dict[str, object]:
+def comparable(current: Mapping[str, object], saved: Mapping[str, object]) -> dict[str, object]:
     """Drops the ``….file`` values that ``saved``, of an older version, does not have."""
-    return {k: v for k, v in now.items() if k in saved or not k.endswith(".file")}
+    return {k: v for k, v in current.items() if k in saved or not k.endswith(".file")}
 
 
 def _file_digest(module: str) -> str:
@@ -85,29 +85,29 @@ def _file_digest(module: str) -> str:
             spec = importlib.util.find_spec(module)
     except (Exception, SystemExit):  # :func:`load` raises it
         return ""
-    own = module.startswith("fgrlhf_jax.")
-    is_file = spec and not own and os.path.isfile(spec.origin or "")  # nor one in an archive
+    is_own = module.startswith("fgrlhf_jax.")
+    is_file = spec and not is_own and os.path.isfile(spec.origin or "")  # nor one in an archive
     return files.digest(spec.origin)[:16] if is_file else ""
 
 
-def _describe(error: BaseException) -> str:
+def _describe_error(error: BaseException) -> str:
     """An exception in one line, with its place in the user's code."""
     message = " ".join(f"{type(error).__name__}: {error}".split())
     libraries = ("<", sys.prefix, sys.base_prefix, __file__)
     frames = traceback.extract_tb(error.__traceback__)
-    users = [frame for frame in frames if not frame.filename.startswith(libraries)]
-    return f"{message} at {users[-1].filename}:{users[-1].lineno}" if users else message
+    own = [frame for frame in frames if not frame.filename.startswith(libraries)]
+    return f"{message} at {own[-1].filename}:{own[-1].lineno}" if own else message
 
 
-def takes(function: Callable, argument: str) -> bool:
+def accepts(function: Callable, argument: str) -> bool:
     """Whether the signature of ``function`` has a parameter named ``argument``."""
-    return _kinds(function).get(argument) in (
+    return _parameter_kinds(function).get(argument) in (
         inspect.Parameter.POSITIONAL_OR_KEYWORD,
         inspect.Parameter.KEYWORD_ONLY,
     )
 
 
-def _kinds(function: Callable) -> dict[str, int]:
+def _parameter_kinds(function: Callable) -> dict[str, int]:
     """The kind of each parameter in a function's signature, in order."""
     try:
         parameters = inspect.signature(function).parameters
@@ -116,16 +116,16 @@ def _kinds(function: Callable) -> dict[str, int]:
     return {name: parameter.kind for name, parameter in parameters.items()}
 
 
-def _named_answers(function: Callable) -> str:
+def _responses_keyword(function: Callable) -> str:
     """The responses' parameter name if both texts are to be passed by name, as in TRL, else ""."""
-    kinds = _kinds(function)
-    answers = next((name for name in ("responses", "completions") if takes(function, name)), "")
-    if takes(function, "prompts"):
+    kinds = _parameter_kinds(function)
+    answers = next((name for name in ("responses", "completions") if accepts(function, name)), "")
+    if accepts(function, "prompts"):
         return answers
     # If they are the second parameter, the first one is the prompts, whatever its name.
     is_second = list(kinds)[1:2] == [answers] and kinds[answers] != inspect.Parameter.KEYWORD_ONLY
-    is_open = inspect.Parameter.VAR_KEYWORD in kinds.values()
-    return answers if is_open and not is_second else ""
+    has_kwargs = inspect.Parameter.VAR_KEYWORD in kinds.values()
+    return answers if has_kwargs and not is_second else ""
 
 
 def score_responses(
@@ -152,21 +152,21 @@ def score_responses(
       InputError: the function raises, or returns the wrong number of values, or a value that is not
         a finite number; the message names function and response.
     """
-    named = {"tokens": tokens, "finished": finished}
-    named = {name: value for name, value in named.items() if takes(function, name)}
-    texts = [list(prompts), list(responses)]
-    if answers := _named_answers(function):
-        named |= {"prompts": texts[0], answers: texts[1]}
-        texts = []
+    kwargs = {"tokens": tokens, "finished": finished}
+    kwargs = {name: value for name, value in kwargs.items() if accepts(function, name)}
+    args = [list(prompts), list(responses)]
+    if responses_name := _responses_keyword(function):
+        kwargs |= {"prompts": args[0], responses_name: args[1]}
+        args = []
     try:
-        values = function(*texts, **named)
+        values = function(*args, **kwargs)
         if inspect.iscoroutine(values):
             values.close()
         if isinstance(values, Iterable) and not isinstance(values, Mapping | Set):
             values = list(values)
     except (Exception, SystemExit) as error:  # the user's code may raise anything
-        form = "; it is called with (prompts, responses)" if isinstance(error, TypeError) else ""
-        raise InputError(f"{name}: raised {_describe(error)}{form}") from error
+        hint = "; it is called with (prompts, responses)" if isinstance(error, TypeError) else ""
+        raise InputError(f"{name}: raised {_describe_error(error)}{hint}") from error
     if not isinstance(values, list):
         raise InputError(
             f"{name}: returned {values!r:.60}; return a list with one value per response"
@@ -177,12 +177,12 @@ def score_responses(
         )
     lengths = [None] * len(values) if lengths is None else lengths
     return [
-        _check(value, length, f"{name}: response {number} of {len(values)}")
+        _check_value(value, length, f"{name}: response {number} of {len(values)}")
         for number, (value, length) in enumerate(zip(values, lengths, strict=True), 1)
     ]
 
 
-def _check(value, length: int | None, where: str) -> float | np.ndarray:
+def _check_value(value, length: int | None, where: str) -> float | np.ndarray:
     """Checks the value of a response of ``length`` tokens (None: only a number is allowed)."""
     try:
         if value is None or isinstance(value, str):  # NumPy would convert them

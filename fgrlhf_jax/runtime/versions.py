@@ -24,14 +24,14 @@ def describe_versions() -> str:
 
 def describe_command() -> str:
     """The command of this process, without run_dir and flags that differ between hosts."""
-    program, local = Path(sys.argv[0]), ("run_dir", "coordinator", "num_processes", "process_id")
-    start = ["-m", f"launch.{program.stem}"] if program.parent.name == "launch" else [program.name]
+    program, per_host = Path(sys.argv[0]), ("run_dir", "coordinator", "num_processes", "process_id")
+    module = ["-m", f"launch.{program.stem}"] if program.parent.name == "launch" else [program.name]
     flags = [
         word
         for word in sys.argv[1:]
-        if not word.startswith(tuple(f"--config.{name}=" for name in local))
+        if not word.startswith(tuple(f"--config.{name}=" for name in per_host))
     ]
-    return shlex.join(["python", *start, *flags])
+    return shlex.join(["python", *module, *flags])
 
 
 def describe_commit() -> str:
@@ -42,9 +42,9 @@ def describe_commit() -> str:
     try:
         commit, status = (
             subprocess.run(
-                ["git", "-C", str(folder), *words], capture_output=True, text=True, check=True
+                ["git", "-C", str(folder), *args], capture_output=True, text=True, check=True
             ).stdout.strip()
-            for words in (["rev-parse", "--short", "HEAD"], ["status", "--porcelain", "-uno"])
+            for args in (["rev-parse", "--short", "HEAD"], ["status", "--porcelain", "-uno"])
         )
     except (OSError, subprocess.CalledProcessError):  # no git, or another user's checkout
         return ""

@@ -28,7 +28,7 @@ class Progress(NamedTuple):
 
     data: str  # digest of the data, which must be the same in a resume
     memory: dict  # see Trainer.memory
-    config: dict  # see run_dir.values_of
+    config: dict  # see run_dir.config_values
     log: dict  # see metric_log.RowFile.state
     best_step: int = 0  # of the best evaluation so far; 0 is the start
     best_value: float = -math.inf  # -inf: no evaluation yet
@@ -123,7 +123,7 @@ def run(config: ConfigDict, trainer: Trainer, folder: Path) -> tuple[int, dict]:
         multihost.wait_for_all()
         steps = start, None if config.max_seconds else trainer.steps
         log = Log(folder, checkpoints, trainer.bar, progress.log, steps, config.tensorboard)
-        with contextlib.closing(log), Interrupt(several=jax.process_count() > 1) as interrupt:
+        with contextlib.closing(log), Interrupt(distributed=jax.process_count() > 1) as interrupt:
             if baseline:
                 log.write_baseline(baseline)
                 progress = progress._replace(best_value=trainer.value(baseline))
@@ -172,7 +172,7 @@ def _restore_progress(
         rows = checkpoints.folder.parent / "metrics.jsonl"
         if jax.process_index() == 0 and rows.exists() and rows.stat().st_size:
             print(f"{rows}: has rows, but there is no checkpoint of them; the run begins again")
-        return Progress(trainer.data, trainer.memory, run_dir.values_of(config), {})
+        return Progress(trainer.data, trainer.memory, run_dir.config_values(config), {})
     loop, folder = checkpoints.loop(start), checkpoints.folder.parent
     if loop.keys() != set(Progress._fields):
         raise InputError(
@@ -187,7 +187,7 @@ def _restore_progress(
             f"since step {start}; choose another run_dir, or put the old data back"
         )
     files = {"metrics.jsonl": progress.log, "samples.jsonl": progress.memory.get("samples", {})}
-    multihost.from_first(lambda: [check_rows(folder / name, files[name]) for name in files])
+    multihost.from_process_0(lambda: [check_rows(folder / name, files[name]) for name in files])
     if jax.process_index() == 0 and not (folder / "config.json").exists():
         run_dir.write_config(folder, config)
     checkpoints.best, trainer.memory = progress.best_step, progress.memory

@@ -233,7 +233,7 @@ def command(main: Callable[[ConfigDict], None], default: str, doc: str, *others:
     except KeyboardInterrupt as error:
         unlock()
         advice = "; run the same command to go on"
-        interrupt.end_command(f"{error}{advice}" if str(error) else interrupt.MESSAGE)
+        interrupt.end_command(f"{error}{advice}" if str(error) else interrupt.EXIT_MESSAGE)
     finally:
         unlock()
     if fault := getattr(sys.stdout, "fault", None):

@@ -64,7 +64,7 @@ def _write(folder: Path, **sets: list) -> dict[str, list]:
         for name, rows in sets.items():
             write_jsonl(folder / f"{name}.jsonl", rows)
 
-    multihost.from_first(write)
+    multihost.from_process_0(write)
     return sets
 
 

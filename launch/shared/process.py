@@ -95,7 +95,7 @@ def quieten_orbax() -> None:
 
 def end_with_parent() -> None:
     """Makes a pipeline's stage save and stop if the pipeline is killed. Linux only."""
-    parent = os.environ.get(interrupt.PARENT)
+    parent = os.environ.get(interrupt.PARENT_PID)
     if not parent:
         return
     with contextlib.suppress(OSError, AttributeError):

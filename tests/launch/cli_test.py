@@ -11,7 +11,7 @@ import processes
 import pytest
 
 from fgrlhf_jax.runtime.files import write_jsonl
-from fgrlhf_jax.runtime.interrupt import PARENT
+from fgrlhf_jax.runtime.interrupt import PARENT_PID
 from launch import (
     annotate,
     collect_preferences,
@@ -119,7 +119,7 @@ def test_a_stage_whose_pipeline_has_ended_does_not_begin():
     ended = subprocess.Popen(["true"])
     ended.wait()
     code = "from launch.shared import process; process.prepare()"
-    result = processes.python("-c", code, **{PARENT: str(ended.pid)})
+    result = processes.python("-c", code, **{PARENT_PID: str(ended.pid)})
     assert result.returncode == -signal.SIGINT
     assert result.stderr.splitlines()[-1] == "KeyboardInterrupt"
 

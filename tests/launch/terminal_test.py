@@ -141,7 +141,7 @@ IN_C = "import hashlib; print('ready', flush=True); hashlib.pbkdf2_hmac('md5', b
 )
 def test_one_signal_ends_a_command(before, main, number):
     """One handler has all three signals."""
-    assert interrupted(number, before=before, main=main) == (130, f"{interrupt.MESSAGE}\n")
+    assert interrupted(number, before=before, main=main) == (130, f"{interrupt.EXIT_MESSAGE}\n")
 
 
 @pytest.mark.slow
@@ -149,7 +149,7 @@ def test_the_second_signal_ends_at_once():
     """Whatever catches the exception of the first."""
     main = "interrupt.Interrupt().__enter__()"
     before, numbers = "from fgrlhf_jax.runtime import interrupt", [signal.SIGTERM] * 2
-    expected = 130, f"{interrupt.MESSAGE}\n"
+    expected = 130, f"{interrupt.EXIT_MESSAGE}\n"
     assert interrupted(*numbers, before=before, main=main) == expected
     with open("/dev/full", "w") as full:  # or a terminal that has gone
         assert interrupted(*numbers, before=before, main=main, stderr=full) == (130, None)
@@ -162,7 +162,7 @@ def test_signals_while_nobody_reads_what_a_command_says():
     before = "import os; from fgrlhf_jax.runtime import interrupt"
     main = f"{fill}; interrupt.Interrupt().__enter__()"
     status, errors = interrupted(*[signal.SIGTERM] * 3, before=before, main=main)
-    assert (status, errors.strip()) == (130, interrupt.MESSAGE)
+    assert (status, errors.strip()) == (130, interrupt.EXIT_MESSAGE)
 
 
 def test_a_signal_while_jax_is_imported(monkeypatch):

@@ -85,7 +85,7 @@ def test_policies_are_loaded_one_at_a_time_and_answer_once(monkeypatch, tmp_path
     assert answers["kl"] == 1
     tasks.make_answers(config, tmp_path, 0, {"dpo": "d"} | policies)
     with monkeypatch.context() as patch:  # as in a folder of an earlier version, without it
-        patch.setattr(tasks.user_function, "identity", lambda fields: {"judge.file": "0123"})
+        patch.setattr(tasks.user_function, "file_digests", lambda fields: {"judge.file": "0123"})
         tasks.make_answers(config, tmp_path, 0, policies)
     assert paths == ["a", "b", "c", "d"]
     config.max_new_tokens = 3

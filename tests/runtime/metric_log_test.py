@@ -69,6 +69,6 @@ def test_the_speed_of_a_device(monkeypatch):
     for kind, peak in peaks.items():
         devices = [types.SimpleNamespace(device_kind=kind)]
         monkeypatch.setattr(jax, "devices", lambda devices=devices: devices)
-        rates = metric_log.speed_of_a_device(4e15, 800, 10.0)
+        rates = metric_log.device_rates(4e15, 800, 10.0)
         assert (rates["tokens_per_second/device"], rates["tflops_per_device"]) == (10, 50)
         assert rates.get("mfu") == (peak and pytest.approx(50 / peak))

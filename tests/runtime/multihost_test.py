@@ -64,12 +64,12 @@ def result(call, *args):
 def fail(kind=InputError):
     raise kind(f"from process {number}")
 
-value = result(multihost.from_first, lambda: (number, 1 / 3, np.arange(3.0), "x" * 1000))
+value = result(multihost.from_process_0, lambda: (number, 1 / 3, np.arange(3.0), "x" * 1000))
 results = [[value[0], value[1] == 1 / 3, value[2].sum(), len(value[3])]]
-results.append(result(multihost.from_first, lambda: None))
-results.append(result(multihost.from_first, fail))
+results.append(result(multihost.from_process_0, lambda: None))
+results.append(result(multihost.from_process_0, fail))
 try:
-    results.append(result(multihost.from_first, lambda: fail(OverflowError)))
+    results.append(result(multihost.from_process_0, lambda: fail(OverflowError)))
 except OverflowError as error:
     results.append(f"raised {error}")
 results.append(result(multihost.check_same, "same", "words"))

@@ -95,7 +95,7 @@ def test_a_folder_in_use_is_refused_until_its_process_is_killed(hold, tmp_path):
 def test_a_stage_waits_for_one_that_still_saves(hold, tmp_path, monkeypatch, capsys):
     run_dir = tmp_path / "run"
     holder = hold(run_dir)
-    monkeypatch.setenv(interrupt.PARENT, "1")
+    monkeypatch.setenv(interrupt.PARENT_PID, "1")
     timer = threading.Timer(0.3, holder.kill)
     timer.start()
     run_folder.lock(run_dir)

@@ -52,14 +52,14 @@ def test_a_function_of_the_current_folder_or_installed(module):
 
 def test_a_function_is_known_by_its_file(module, tmp_path):
     values = ConfigDict({"judge": f"{module}:judge", "reward_function": "no_such:f", "seed": 1})
-    before = run_dir.values_of(values)
+    before = run_dir.config_values(values)
     assert before.keys() == {*values, "judge.file"}
     run_dir.check_config(tmp_path, values.to_dict(), values)  # of an earlier version
     with (tmp_path / f"{module}.py").open("a") as file:
         file.write("# changed\n")
     with pytest.raises(InputError, match=r"file of judge=.*:judge has changed since; choose"):
         run_dir.check_config(tmp_path, before, values)
-    assert user_function.identity({"judge": "fgrlhf_jax.tiny_world.judge:judge"}) == {}
+    assert user_function.file_digests({"judge": "fgrlhf_jax.tiny_world.judge:judge"}) == {}
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_what_cannot_be_loaded_is_refused(module, name, message):
 
 
 def test_names_of_earlier_versions_are_refused_with_the_new_name():
-    for old, new in user_function.MOVED.items():
+    for old, new in user_function.MOVED_FUNCTIONS.items():
         with pytest.raises(InputError, match=f"^{old}: is now {new}; give that name$"):
             user_function.load(old)
         assert callable(user_function.load(new))
@@ -116,7 +116,7 @@ def test_it_is_given_what_its_signature_names():
     for function in functions:
         assert call(function) == [0.0, 1.0]
         assert seen.pop() == (PROMPTS, RESPONSES)
-    assert not user_function.takes(max, "tokens")  # it has no signature to read
+    assert not user_function.accepts(max, "tokens")  # it has no signature to read
     assert call(plain) == call(everything) == [0.0, 1.0]
     assert seen == [(PROMPTS, RESPONSES), (PROMPTS, RESPONSES, FINISHED, TOKENS)]
 

@@ -230,7 +230,7 @@ def test_a_second_signal_stops_at_once(go, tmp_path):
     def spy(event, step):
         if (event, step) == ("update", 6):
             signal.raise_signal(signal.SIGINT)
-            time.sleep(interrupt.SAME)
+            time.sleep(interrupt.DUPLICATE_TIME)
             signal.raise_signal(signal.SIGINT)
             pytest.fail("not stopped")
 

@@ -60,7 +60,7 @@ class Cache:
         try:  # a byte of the lock file stands for a key
             fcntl.lockf(self._claims, operation, 1, int(key[:15], 16))
         except OSError as error:
-            return error.errno in files.UNSUPPORTED
+            return error.errno in files.UNSUPPORTED_ERRNOS
         return True
 
     def close(self) -> None:
