@@ -3,8 +3,8 @@
 A change begins where the two texts differ for the first time since they were last equal. The edited
 text before it is the prefix of both continuations, so that all earlier corrections are applied:
 
-    original  a b   x y c </s>        prefix a b,   put_in p q r c   (the span p q r and c)
-    edited    a b p q r c </s>                      taken_out x y c </s>   (the span x y, c and EOS)
+    original  a b   x y c </s>        prefix a b,   inserted p q r c   (the span p q r and c)
+    edited    a b p q r c </s>                      removed  x y c </s>  (the span x y, c and EOS)
 
 Both continuations have the same number of tokens, so that neither is more likely because it is
 shorter: as many as the longer span, or fewer if the texts differ again or end before. The shorter
@@ -28,15 +28,15 @@ class Change(NamedTuple):
       kind: insert, replace or delete, by which of the two spans has tokens.
       column: the first differing column of the edited tokens.
       end: the column after the inserted span.
-      put_in, taken_out: int32[n], continuations in the edited and the original text. n is 0 if a
+      inserted, removed: int32[n], continuations in the edited and the original text. n is 0 if a
         text ends there without an EOS, so that there is nothing to compare.
     """
 
     kind: str
     column: int
     end: int
-    put_in: np.ndarray
-    taken_out: np.ndarray
+    inserted: np.ndarray
+    removed: np.ndarray
 
 
 def find_changes(pair: Pair) -> list[Change]:
@@ -56,10 +56,10 @@ def find_changes(pair: Pair) -> list[Change]:
         if i == len(edited) and j == len(original):
             return changes
         p, q = next((p, q) for p, q in matched if p >= i and q >= j)
-        put_in, taken_out = p - i, q - j
-        count = min(put_in, taken_out) + common_length(edited[p:], original[q:])
-        count = min(max(put_in, taken_out), count)
-        kind = "insert" if not taken_out else "replace" if put_in else "delete"
+        inserted, removed = p - i, q - j
+        count = min(inserted, removed) + common_length(edited[p:], original[q:])
+        count = min(max(inserted, removed), count)
+        kind = "insert" if not removed else "replace" if inserted else "delete"
         spans = edited[i : i + count], original[j : j + count]
         changes.append(Change(kind, i, p, *spans))
         i, j = p, q
@@ -69,7 +69,7 @@ class ChangedRow(NamedTuple):
     """An edited response, followed by the original's continuation at every change.
 
     Attributes:
-      tokens: int32[S], prompt and edited response, then ``taken_out`` of each change.
+      tokens: int32[S], prompt and edited response, then ``removed`` of each change.
       start: the first column of the response.
       length: tokens of prompt and edited response.
       unchanged: bool[length], the response tokens outside inserted spans.
@@ -86,8 +86,8 @@ class ChangedRow(NamedTuple):
 
     @property
     def branches(self) -> list[int]:
-        """The first column of every change's ``taken_out``."""
-        sizes = (len(change.taken_out) for change in self.changes)
+        """The first column of every change's ``removed``."""
+        sizes = (len(change.removed) for change in self.changes)
         return [*itertools.accumulate(sizes, initial=self.length)][:-1]
 
 
@@ -98,8 +98,8 @@ def make_row(pair: Pair) -> ChangedRow:
     unchanged = np.arange(length) >= start
     for change in changes:
         unchanged[change.column : change.end] = False
-    compared = [change for change in changes if change.column > 0 and len(change.put_in)]
-    tokens = np.concatenate([pair.tokens_i, *(change.taken_out for change in compared)])
+    compared = [change for change in changes if change.column > 0 and len(change.inserted)]
+    tokens = np.concatenate([pair.tokens_i, *(change.removed for change in compared)])
     return ChangedRow(tokens, start, length, unchanged, compared, pair.row)
 
 
@@ -125,7 +125,7 @@ def pad_rows(rows: Sequence[ChangedRow], bucket: int, batch_size: int) -> dict[s
         base, branch = np.arange(len(row.tokens), dtype=np.int32), np.zeros_like(row.tokens)
         positions, limit, before = base.copy(), base + 1, np.maximum(base - 1, 0)
         for number, (change, start) in enumerate(zip(row.changes, row.branches, strict=True), 1):
-            part = slice(start, start + len(change.taken_out))
+            part = slice(start, start + len(change.removed))
             branch[part], limit[part] = number, change.column
             positions[part] += change.column - start
             before[start] = change.column - 1

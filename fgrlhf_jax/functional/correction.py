@@ -17,9 +17,9 @@ from typing import NamedTuple
 import numpy as np
 from scipy import special
 
-from fgrlhf_jax.functional.win_rate import wilson_interval, without_spread
+from fgrlhf_jax.functional.win_rate import clopper_pearson, wilson_interval
 
-READINGS = ("sampled", "greedy", "written")
+MEASURES = ("sampled", "greedy", "written")
 
 
 class Scores(NamedTuple):
@@ -27,19 +27,19 @@ class Scores(NamedTuple):
 
     kind_N: np.ndarray  # str, kind of change: insert, replace or delete
     record_N: np.ndarray  # int, the record of the change
-    put_in_N: np.ndarray  # log P(A | x)
-    taken_out_N: np.ndarray  # log P(B | x)
-    first_put_in_N: np.ndarray  # of the first token of A
-    first_taken_out_N: np.ndarray  # of B
+    inserted_N: np.ndarray  # log P(A | x)
+    removed_N: np.ndarray  # log P(B | x)
+    first_inserted_N: np.ndarray  # of the first token of A
+    first_removed_N: np.ndarray  # of B
     written_N: np.ndarray  # bool, whether greedy decoding takes the first token of A
     record_M: np.ndarray
     logprob_M: np.ndarray  # of each token that nobody changed
 
 
 def preferences(scores: Scores) -> dict[str, np.ndarray]:
-    """float64[N] for each of ``READINGS``, by the formulas at the top of this file."""
-    margin_N = scores.put_in_N.astype(np.float64) - scores.taken_out_N
-    first_N = scores.first_put_in_N.astype(np.float64) - scores.first_taken_out_N
+    """float64[N] for each of ``MEASURES``, by the formulas at the top of this file."""
+    margin_N = scores.inserted_N.astype(np.float64) - scores.removed_N
+    first_N = scores.first_inserted_N.astype(np.float64) - scores.first_removed_N
     return {
         "sampled": 0.5 * (1.0 + np.tanh(margin_N / 2)),
         "greedy": 0.5 * (1.0 + np.sign(first_N)),
@@ -47,7 +47,7 @@ def preferences(scores: Scores) -> dict[str, np.ndarray]:
     }
 
 
-def cluster_mean(values_N: np.ndarray, record_N: np.ndarray, alike: Callable | None = None) -> dict:
+def cluster_mean(values_N: np.ndarray, record_N: np.ndarray, exact: Callable | None = None) -> dict:
     """The mean over all values, with its standard error over their records.
 
     With n_r values of sum s_r in record r of R, and m = Σ s_r / Σ n_r,
@@ -58,7 +58,7 @@ def cluster_mean(values_N: np.ndarray, record_N: np.ndarray, alike: Callable | N
       ``mean``, ``se``, ``low`` and ``high`` (mean ± t se, t the 97.5 % quantile of Student's t with
       R - 1 degrees of freedom), and the counts ``n`` of values and ``records``. Without values all
       but the counts are None; with a single record se, low and high are None. If records do not
-      differ, low and high are ``alike(mean, R)``.
+      differ, low and high are ``exact(mean, R)``.
     """
     records, index_N = np.unique(record_N, return_inverse=True)
     result = dict.fromkeys(("mean", "se", "low", "high"))
@@ -68,17 +68,17 @@ def cluster_mean(values_N: np.ndarray, record_N: np.ndarray, alike: Callable | N
     result["mean"] = mean = float(np.mean(values_N, dtype=np.float64))
     if len(records) > 1:
         residual_R = np.bincount(index_N, np.asarray(values_N, np.float64) - mean)
-        share = len(records) / (len(records) - 1)
-        error = float(np.sqrt(share * np.sum(residual_R**2)) / len(values_N))
-        half = special.stdtrit(len(records) - 1, 0.975) * error
-        low, high = mean - half, mean + half
-        if alike and not error:
-            low, high = alike(mean, len(records))
+        correction = len(records) / (len(records) - 1)
+        error = float(np.sqrt(correction * np.sum(residual_R**2)) / len(values_N))
+        margin = special.stdtrit(len(records) - 1, 0.975) * error
+        low, high = mean - margin, mean + margin
+        if exact and not error:
+            low, high = exact(mean, len(records))
         result |= {"se": error, "low": float(low), "high": float(high)}
     return result
 
 
-def parts_of_records(values_N: np.ndarray, record_N: np.ndarray) -> list[float]:
+def record_shares(values_N: np.ndarray, record_N: np.ndarray) -> list[float]:
     """One number per record, for pairing two policies by record as win rates are by prompt.
 
     It is R / N times the sum of the record's values; the mean of the R numbers is the mean of all
@@ -96,37 +96,38 @@ def summarize(scores: Scores, reference: Scores | None = None) -> dict:
         training.
 
     Returns:
-      - each of ``READINGS``: its :func:`cluster_mean`; ``by_kind``: the same per kind of change;
-      - ``by_record``: see :func:`parts_of_records`;
+      - each of ``MEASURES``: its :func:`cluster_mean`; ``by_kind``: the same per kind of change;
+      - ``by_record``: see :func:`record_shares`;
       - ``unchanged``: ``logprob``, the mean log-probability of unchanged tokens;
       - with a reference: ``reference``, its own summary; ``gain``, the paired differences to it for
-        each reading; and in ``unchanged`` the means ``moved`` of |log p - log p_ref| and ``drift``
+        each measure; and in ``unchanged`` the means ``moved`` of |log p - log p_ref| and ``drift``
         of log p - log p_ref, in nats per token.
     """
-    ours = preferences(scores)
-    result = _table(scores, ours, wilson_interval)
-    result["by_record"] = {n: parts_of_records(ours[n], scores.record_N) for n in READINGS}
+    accuracy = preferences(scores)
+    result = _means(scores, accuracy, wilson_interval)
+    result["by_record"] = {n: record_shares(accuracy[n], scores.record_N) for n in MEASURES}
     result["unchanged"] = {"logprob": cluster_mean(scores.logprob_M, scores.record_M)}
     if reference is not None:
-        others = preferences(reference)
-        gains = {name: ours[name] - others[name] for name in READINGS}
+        ref_accuracy = preferences(reference)
+        gains = {name: accuracy[name] - ref_accuracy[name] for name in MEASURES}
         drift_M = scores.logprob_M.astype(np.float64) - reference.logprob_M
         result["unchanged"] |= {
             "moved": cluster_mean(np.abs(drift_M), scores.record_M),
             "drift": cluster_mean(drift_M, scores.record_M),
         }
-        result |= {"reference": summarize(reference), "gain": _table(scores, gains, without_spread)}
+        result["reference"] = summarize(reference)
+        result["gain"] = _means(scores, gains, clopper_pearson)
     return result
 
 
-def _table(scores: Scores, values: Mapping[str, np.ndarray], alike: Callable) -> dict:
-    """Means of the values of each reading, over all changes and over each kind of change."""
+def _means(scores: Scores, values: Mapping[str, np.ndarray], exact: Callable) -> dict:
+    """Means of the values of each measure, over all changes and over each kind of change."""
     by_kind = {}
     for kind in dict.fromkeys(scores.kind_N.tolist()):
-        chosen = scores.kind_N == kind
-        record_N = scores.record_N[chosen]
-        by_kind[kind] = {n: cluster_mean(values[n][chosen], record_N, alike) for n in READINGS}
-    means = {n: cluster_mean(values[n], scores.record_N, alike) for n in READINGS}
+        of_kind = scores.kind_N == kind
+        record_N = scores.record_N[of_kind]
+        by_kind[kind] = {n: cluster_mean(values[n][of_kind], record_N, exact) for n in MEASURES}
+    means = {n: cluster_mean(values[n], scores.record_N, exact) for n in MEASURES}
     return means | {"by_kind": by_kind}
 
 
@@ -145,15 +146,15 @@ def rank_correlation(x: Sequence[float | None], y: Sequence[float | None]) -> fl
 
 def format_table(result: Mapping) -> str:
     """The result of :func:`summarize` as text, one line per kind of change."""
-    heads = "".join(f"{name:>22}" for name in READINGS)
-    lines = [f"{'changes':<12}{'n':>7}{heads}"]
-    parts = {"": result, "reference": result.get("reference"), "gain": result.get("gain")}
-    for part, table in parts.items():
-        rows = {"all": table, **table["by_kind"]} if table else {}
-        lines += [part] if table and part else []
-        for name, row in rows.items():
-            cells = "".join(f"{_percent(row[reading], part == 'gain'):>22}" for reading in READINGS)
-            lines.append(f"{name:<12}{row['sampled']['n']:>7}{cells}")
+    headings = "".join(f"{name:>22}" for name in MEASURES)
+    lines = [f"{'changes':<12}{'n':>7}{headings}"]
+    tables = {"": result, "reference": result.get("reference"), "gain": result.get("gain")}
+    for title, table in tables.items():
+        is_gain, rows = title == "gain", {"all": table, **table["by_kind"]} if table else {}
+        lines += [title] if table and title else []
+        for kind, row in rows.items():
+            cells = "".join(f"{_percent(row[name], is_gain):>22}" for name in MEASURES)
+            lines.append(f"{kind:<12}{row['sampled']['n']:>7}{cells}")
     unchanged = result["unchanged"]
     lines.append(f"unchanged tokens: {unchanged['logprob']['n']}, in nats a token:")
     for name, row in unchanged.items():

@@ -71,7 +71,7 @@ def win_rate(
     """
     delta_N = np.asarray(delta, np.float64)
     won_N = np.asarray(outcomes, np.float64)  # NaN for None
-    known, name, columns = ~np.isnan(won_N), MINIMAL, [np.ones(delta_N.size)]
+    known_N, name, columns = ~np.isnan(won_N), MINIMAL, [np.ones(delta_N.size)]
     baselines_GF, baselines_won_G = np.zeros((0, 2)), np.zeros(0)
     if difficulty is not None:
         if difficulty.difficulty_N.size != delta_N.size:
@@ -84,16 +84,16 @@ def win_rate(
         std_delta_G, difficulty_G, baselines_won_G = difficulty.baselines_G3.T
         baselines_GF = np.stack([np.tanh(std_delta_G), difficulty_G, 0 * difficulty_G], axis=1)
         name = LEADERBOARD if len(baselines_GF) else NOREG
-    if reason := _why_undetermined(delta_N[known], won_N[known]):
+    if reason := _why_undetermined(delta_N[known_N], won_N[known_N]):
         return Controlled(None, None, reason, name)
-    spread = delta_N.std(ddof=1) or 1.0  # 0: all are equally long
-    features_NF = np.stack([np.tanh(delta_N / spread), *columns], axis=1)
-    rows_RF = np.concatenate([baselines_GF, features_NF[known]])
-    won_R = np.concatenate([baselines_won_G, won_N[known]])
-    weight_R = np.repeat([_BASELINE_WEIGHT, 1.0], [len(baselines_GF), known.sum()])
-    used_F = rows_RF.any(axis=0)
+    delta_std = delta_N.std(ddof=1) or 1.0  # 0: all are equally long
+    features_NF = np.stack([np.tanh(delta_N / delta_std), *columns], axis=1)
+    rows_RF = np.concatenate([baselines_GF, features_NF[known_N]])
+    won_R = np.concatenate([baselines_won_G, won_N[known_N]])
+    weight_R = np.repeat([_BASELINE_WEIGHT, 1.0], [len(baselines_GF), known_N.sum()])
+    varying_F = rows_RF.any(axis=0)
     features_NF[:, 0] = 0.0
-    rows_RF, features_NF = rows_RF[:, used_F], features_NF[:, used_F]
+    rows_RF, features_NF = rows_RF[:, varying_F], features_NF[:, varying_F]
     try:
         rate, se = logistic.predict_mean(rows_RF, won_R, weight_R, features_NF)
     except ImportError:

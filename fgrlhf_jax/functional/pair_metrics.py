@@ -100,12 +100,12 @@ def compute_pair_metrics(
     }
     if not edits:
         return table
-    changed_only = [
+    changed_margins = [
         p.value_i[p.changed_i].sum() / p.value_i.size
         - p.value_j[p.changed_j].sum() / p.value_j.size
         for p in pairs
     ]
-    table["accuracy_changed_only"], table["se_changed_only"] = _accuracy(changed_only)
+    table["accuracy_changed_only"], table["se_changed_only"] = _accuracy(changed_margins)
     values = [p.value_j for p in pairs] if level == "token" else []
     table["auroc_changed"] = span_auroc(values, [p.changed_j for p in pairs])
     table["reward"] = {
@@ -122,11 +122,11 @@ def span_auroc(values: list[np.ndarray], labels: list[np.ndarray]) -> float | No
     return auroc(-np.concatenate(values), np.concatenate(labels)) if values else None
 
 
-def _cell(value) -> str:
+def _format(value) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
-def _share(value, error, n) -> str:
+def _format_share(value, error, n) -> str:
     if value is None:
         return "-"
     low, high = wilson_interval(value, n)
@@ -152,16 +152,16 @@ def format_table(tables: dict) -> str:
     for name, kinds in tables.items():
         for kind, table in kinds.items():
             n, names = table["n"], ("accuracy_changed_only", "se_changed_only")
-            changed = _share(*map(table.get, names), n)
+            changed = _format_share(*map(table.get, names), n)
             lines.append(
-                f"{name:<12}{kind:<12}{n:>6}{_cell(table.get('loss')):>8}"
-                f"{_share(table['accuracy'], table['se'], n):>24}{changed:>24}"
-                f"{_cell(table.get('auroc_changed')):>8}{_cell(table.get('auroc_spans')):>8}"
-                f"{_cell(table['length_correlation']):>11}"
+                f"{name:<12}{kind:<12}{n:>6}{_format(table.get('loss')):>8}"
+                f"{_format_share(table['accuracy'], table['se'], n):>24}{changed:>24}"
+                f"{_format(table.get('auroc_changed')):>8}{_format(table.get('auroc_spans')):>8}"
+                f"{_format(table['length_correlation']):>11}"
             )
-            for part, moments in table.get("reward", {}).items():
+            for token_class, moments in table.get("reward", {}).items():
                 rewards.append(
-                    f"{name:<12}{part.replace('_', ', '):<22}{moments['n']:>8} tokens   "
-                    f"raw reward: mean {_cell(moments['mean'])}, std {_cell(moments['std'])}"
+                    f"{name:<12}{token_class.replace('_', ', '):<22}{moments['n']:>8} tokens   "
+                    f"raw reward: mean {_format(moments['mean'])}, std {_format(moments['std'])}"
                 )
     return "\n".join(lines + (["", *rewards] if rewards else []))

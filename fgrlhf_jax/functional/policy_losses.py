@@ -58,13 +58,13 @@ def missing_eos(
         ``subtract``: ``penalty``, usually negative, is added to the last token's reward.
     """
     chex.assert_equal_shape([reward_T, response_T])
-    at_end_T = jnp.where(last_token(response_T), penalty, 0.0)
+    penalty_T = jnp.where(last_token(response_T), penalty, 0.0)
     if rule == "none":
         return reward_T
     if rule == "replace":
-        return jnp.where(finished, reward_T, at_end_T)
+        return jnp.where(finished, reward_T, penalty_T)
     if rule == "subtract":
-        return reward_T + jnp.where(finished, 0.0, at_end_T)
+        return reward_T + jnp.where(finished, 0.0, penalty_T)
     raise ValueError(f"missing_eos {rule!r} is not one of {MISSING_EOS}")
 
 
@@ -96,8 +96,8 @@ def gae(
     chex.assert_type([reward_T, value_T, response_T], [jnp.float32, jnp.float32, bool])
     reward_T = jnp.where(response_T, reward_T, 0.0)
     value_T = jnp.where(response_T, value_T, 0.0)
-    next_T = jnp.append(value_T[1:], jnp.float32(0))
-    delta_T = reward_T + gamma * next_T - value_T
+    next_value_T = jnp.append(value_T[1:], jnp.float32(0))
+    delta_T = reward_T + gamma * next_value_T - value_T
 
     def backwards(advantage, delta):
         advantage = delta + gamma * lam * advantage
@@ -130,8 +130,8 @@ def leave_one_out(return_KT: jax.Array, response_KT: jax.Array, ended_K: jax.Arr
     chex.assert_rank(return_KT, 2)
     chex.assert_axis_dimension_gt(return_KT, 0, 1)
     return_KT = jnp.where(response_KT, return_KT, ended_K[:, None])
-    others_KT = jnp.sum(return_KT, axis=0, keepdims=True) - return_KT
-    return jnp.where(response_KT, return_KT - others_KT / (return_KT.shape[0] - 1), 0.0)
+    sum_others_KT = jnp.sum(return_KT, axis=0, keepdims=True) - return_KT
+    return jnp.where(response_KT, return_KT - sum_others_KT / (return_KT.shape[0] - 1), 0.0)
 
 
 def policy_loss(
@@ -144,9 +144,9 @@ def policy_loss(
     """
     chex.assert_equal_shape([logprob_T, old_logprob_T, advantage_T])
     ratio_T = jnp.exp(logprob_T - old_logprob_T)
-    plain_T = -advantage_T * ratio_T
+    unclipped_T = -advantage_T * ratio_T
     clipped_T = -advantage_T * jnp.clip(ratio_T, 1.0 - clip, 1.0 + clip)
-    return jnp.maximum(plain_T, clipped_T), clipped_T > plain_T
+    return jnp.maximum(unclipped_T, clipped_T), clipped_T > unclipped_T
 
 
 def value_loss(
@@ -158,9 +158,9 @@ def value_loss(
       The loss of every token, and bool: whether the clipped branch is the larger one.
     """
     chex.assert_equal_shape([value_T, old_value_T, return_T])
-    near_T = jnp.clip(value_T, old_value_T - clip, old_value_T + clip)
-    plain_T, clipped_T = jnp.square(value_T - return_T), jnp.square(near_T - return_T)
-    return 0.5 * jnp.maximum(plain_T, clipped_T), clipped_T > plain_T
+    clipped_value_T = jnp.clip(value_T, old_value_T - clip, old_value_T + clip)
+    unclipped_T, clipped_T = jnp.square(value_T - return_T), jnp.square(clipped_value_T - return_T)
+    return 0.5 * jnp.maximum(unclipped_T, clipped_T), clipped_T > unclipped_T
 
 
 @jax.custom_vjp
@@ -181,19 +181,19 @@ def _logprob_and_entropy(logits_TV, token_T):
     chex.assert_shape(logits_TV, (*token_T.shape, None))
     chex.assert_rank(token_T, 1)
     logits_TV = logits_TV.astype(jnp.float32)
-    total_T = jax.nn.logsumexp(logits_TV, axis=-1)
-    chosen_T = jnp.take_along_axis(logits_TV, token_T[:, None], axis=-1)[:, 0]
-    surprise_TV = total_T[:, None] - logits_TV
+    logsumexp_T = jax.nn.logsumexp(logits_TV, axis=-1)
+    logit_T = jnp.take_along_axis(logits_TV, token_T[:, None], axis=-1)[:, 0]
+    surprise_TV = logsumexp_T[:, None] - logits_TV
     probability_TV = jnp.exp(-surprise_TV)
     entropy_T = jnp.sum(jnp.where(probability_TV > 0, probability_TV * surprise_TV, 0.0), axis=-1)
-    return (chosen_T - total_T, entropy_T), (logits_TV, total_T, token_T)
+    return (logit_T - logsumexp_T, entropy_T), (logits_TV, logsumexp_T, token_T)
 
 
 def _logits_gradient(residuals, cotangents):
-    (logits_TV, total_T, token_T), (logprob_T, _) = residuals, cotangents
+    (logits_TV, logsumexp_T, token_T), (d_logprob_T, _) = residuals, cotangents
     columns_1V = jnp.arange(logits_TV.shape[-1])[None]
-    chosen_TV = (columns_1V == token_T[:, None]).astype(jnp.float32)
-    return logprob_T[:, None] * (chosen_TV - jnp.exp(logits_TV - total_T[:, None])), None
+    one_hot_TV = (columns_1V == token_T[:, None]).astype(jnp.float32)
+    return d_logprob_T[:, None] * (one_hot_TV - jnp.exp(logits_TV - logsumexp_T[:, None])), None
 
 
 logprob_and_entropy.defvjp(_logprob_and_entropy, _logits_gradient)
@@ -223,20 +223,20 @@ def explained_variance(value: jax.Array, target: jax.Array, mask: jax.Array) -> 
     total = variance(target)
     # In float32 the mean of equal numbers is not exactly that number.
     varies = total > 1e-10 * masked_mean(jnp.square(jnp.where(mask, target, 0.0)), mask)
-    rest = variance(target - value) / jnp.where(varies, total, 1.0)
-    return jnp.where(varies, 1.0 - rest, 0.0)
+    unexplained = variance(target - value) / jnp.where(varies, total, 1.0)
+    return jnp.where(varies, 1.0 - unexplained, 0.0)
 
 
 def correlation(x_B: jax.Array, y_B: jax.Array) -> jax.Array:
     """Pearson's r of two float32[B]; 0 if one of them is constant."""
 
-    def unit(v_B):
+    def normalize(v_B):
         centred_B = v_B - jnp.mean(v_B)
         norm = jnp.linalg.norm(centred_B)
         varies = norm > 1e-5 * jnp.linalg.norm(v_B)
         return jnp.where(varies, centred_B / jnp.where(varies, norm, 1.0), 0.0)
 
-    return jnp.sum(unit(x_B) * unit(y_B))
+    return jnp.sum(normalize(x_B) * normalize(y_B))
 
 
 def adapt_kl_coef(kl_coef: float, kl: float, *, target: float, horizon: float, rows: int) -> float:

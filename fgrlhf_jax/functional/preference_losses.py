@@ -168,27 +168,27 @@ def preference_loss(
         of KL(reference || policy) if it was sampled from the reference);
       - float32[2, 2]: for each side the log-probability that the loss compares, and the plain sum.
     """
-    plain_2 = jax.vmap(masked_sum)(logprob_2S, response_2S)
-    preferred_2, metrics = plain_2, {"logprob/chosen": plain_2[0], "logprob/rejected": plain_2[1]}
-    compared_2 = plain_2
+    sum_2 = jax.vmap(masked_sum)(logprob_2S, response_2S)
+    margin_2, metrics = sum_2, {"logprob/chosen": sum_2[0], "logprob/rejected": sum_2[1]}
+    score_2 = sum_2
     if settings.loss == "ddpo":
-        compared_2 = jax.vmap(dense_logprob, in_axes=(0, 0, 0, None, None))(
+        score_2 = jax.vmap(dense_logprob, in_axes=(0, 0, 0, None, None))(
             logprob_2S, response_2S, changed_2S, settings.gamma, settings.normalize
         )
     if settings.loss in WITH_REFERENCE:
-        loss = dpo_loss(compared_2, ref_logprob_22[:, 0], settings.beta)
-        preferred_2 = settings.beta * (compared_2 - ref_logprob_22[:, 0])
-        metrics["reward/chosen"], metrics["reward/rejected"] = preferred_2
-        metrics["reward/margin"] = preferred_2[0] - preferred_2[1]
-        metrics["reference_kl"] = ref_logprob_22[1, 1] - plain_2[1]
+        loss = dpo_loss(score_2, ref_logprob_22[:, 0], settings.beta)
+        margin_2 = settings.beta * (score_2 - ref_logprob_22[:, 0])
+        metrics["reward/chosen"], metrics["reward/rejected"] = margin_2
+        metrics["reward/margin"] = margin_2[0] - margin_2[1]
+        metrics["reference_kl"] = ref_logprob_22[1, 1] - sum_2[1]
     elif settings.loss == "salt":
         loss = salt_loss(logprob_2S, response_2S, changed_2S, settings.weights)
     elif settings.loss == "figa":
         loss = figa_loss(logprob_2S, response_2S, changed_2S, settings.weights, settings.limit)
     else:
         raise ValueError(f"loss {settings.loss!r} is not one of {LOSSES}")
-    metrics["accuracy"] = 0.5 * (1.0 + jnp.sign(preferred_2[0] - preferred_2[1]))
-    return loss, metrics, jnp.stack([compared_2, plain_2], axis=1)
+    metrics["accuracy"] = 0.5 * (1.0 + jnp.sign(margin_2[0] - margin_2[1]))
+    return loss, metrics, jnp.stack([score_2, sum_2], axis=1)
 
 
 def _check_pair(logprob_2S, response_2S, changed_2S) -> None:

@@ -16,7 +16,7 @@ LOSSES = ("token_edit", "token_full", "tlcr", "sequence")
 SCALES = ("score", "reward")
 CENTER_WEIGHT = 100.0
 
-_LEAST = 1e-6  # smallest probability whose logarithm is taken
+_EPS = 1e-6  # smallest probability whose logarithm is taken
 
 
 def last_score(reward_S: jax.Array, response_S: jax.Array) -> jax.Array:
@@ -127,11 +127,11 @@ def tlcr_loss(reward_2S: jax.Array, response_2S: jax.Array, changed_2S: jax.Arra
     """
     chex.assert_equal_shape([reward_2S, response_2S, changed_2S])
     chex.assert_type([reward_2S, response_2S, changed_2S], [float, bool, bool])
-    put_in_21 = jnp.array([[1.0], [0.0]])
-    label_2S = jnp.where(changed_2S, put_in_21, 0.5)
+    label_21 = jnp.array([[1.0], [0.0]])
+    label_2S = jnp.where(changed_2S, label_21, 0.5)
     reward_2S = jnp.where(response_2S, reward_2S, 0.0)  # the gradient at NaN is NaN, masked or not
-    d_2S = jnp.clip((1.0 + reward_2S) / 2, _LEAST, 1.0 - _LEAST)
-    loss_2S = -label_2S * jnp.log(d_2S) - (1.0 - label_2S) * jnp.log1p(-d_2S)
+    prob_2S = jnp.clip((1.0 + reward_2S) / 2, _EPS, 1.0 - _EPS)
+    loss_2S = -label_2S * jnp.log(prob_2S) - (1.0 - label_2S) * jnp.log1p(-prob_2S)
     return masked_mean(loss_2S, response_2S)
 
 

@@ -13,8 +13,8 @@ from scipy import special
 
 from fgrlhf_jax.errors import InputError
 
-_CHUNK = 2**22  # prompts drawn at a time
-_SPLITS = 5000  # largest number of splits of runs into two groups
+_CHUNK_SIZE = 2**22  # prompts drawn at a time
+_MAX_SPLITS = 5000  # largest number of splits of runs into two groups
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
@@ -33,8 +33,8 @@ def wilson_interval(share: float, n: int) -> tuple[float, float]:
     """
     z = 1.959964
     center, scale = share + z**2 / (2 * n), 1 + z**2 / n
-    half = z * np.sqrt(share * (1 - share) / n + (z / (2 * n)) ** 2)
-    return max(0.0, float((center - half) / scale)), min(1.0, float((center + half) / scale))
+    margin = z * np.sqrt(share * (1 - share) / n + (z / (2 * n)) ** 2)
+    return max(0.0, float((center - margin) / scale)), min(1.0, float((center + margin) / scale))
 
 
 def outcomes(
@@ -65,7 +65,7 @@ def paired_bootstrap(
 
     Returns:
       ``difference`` (mean of a - mean of b), ``low`` and ``high`` (its 95 % percentile interval, at
-      least that of :func:`without_spread`), and ``not_better``, the share of rounds in which a is
+      least that of :func:`clopper_pearson`), and ``not_better``, the share of rounds in which a is
       not better than b.
     """
     a, b = _vector("outcomes_a", outcomes_a), _vector("outcomes_b", outcomes_b)
@@ -74,19 +74,19 @@ def paired_bootstrap(
     if rounds < 1:
         raise InputError(f"rounds={rounds}: a bootstrap needs at least one")
     rng, difference = np.random.default_rng(seed), a - b
-    drawn = np.empty(rounds)
-    step = max(1, _CHUNK // a.size)
+    means = np.empty(rounds)
+    step = max(1, _CHUNK_SIZE // a.size)
     for start in range(0, rounds, step):
         size = (min(step, rounds - start), a.size)
-        drawn[start : start + step] = difference[rng.integers(0, a.size, size)].mean(axis=1)
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    least = without_spread(difference.mean(), a.size)  # of what so few prompts may not have shown
+        means[start : start + step] = difference[rng.integers(0, a.size, size)].mean(axis=1)
+    low, high = np.quantile(means, [0.025, 0.975])
+    exact = clopper_pearson(difference.mean(), a.size)  # of what so few prompts may not have shown
     return {
         "difference": float(difference.mean()),
-        "low": float(min(low, least[0])),
-        "high": float(max(high, least[1])),
+        "low": float(min(low, exact[0])),
+        "high": float(max(high, exact[1])),
         # A mean that is exactly 0 in theory may be 1e-17 in floating point.
-        "not_better": float((drawn <= 1e-12).mean()),
+        "not_better": float((means <= 1e-12).mean()),
     }
 
 
@@ -124,21 +124,21 @@ def paired_interval(
     seeds, prompts = difference.shape
     mean = difference.mean()
     seed_S, prompt_N = difference.mean(1) - mean, difference.mean(0) - mean
-    rest = difference - mean - seed_S[:, None] - prompt_N
-    free = (max(1, seeds - 1), max(1, prompts - 1))  # where 0, the sum of squares is 0 too
-    parts = (seed_S @ seed_S / free[0] / seeds, prompt_N @ prompt_N / free[1] / prompts)
-    variance = sum(parts) - (rest**2).sum() / (free[0] * free[1]) / (seeds * prompts)
+    residual = difference - mean - seed_S[:, None] - prompt_N
+    dof = (max(1, seeds - 1), max(1, prompts - 1))  # where 0, the sum of squares is 0 too
+    parts = (seed_S @ seed_S / dof[0] / seeds, prompt_N @ prompt_N / dof[1] / prompts)
+    variance = sum(parts) - (residual**2).sum() / (dof[0] * dof[1]) / (seeds * prompts)
     variance = max(variance, *(0.0, parts[1] if seeds > 1 else sum(parts)))
-    spread = sum(part**2 / of_part for part, of_part in zip(parts, free, strict=True))
+    spread = sum(part**2 / df for part, df in zip(parts, dof, strict=True))
     if variance > 0:
-        half = special.stdtrit(variance**2 / spread, 0.975) * variance**0.5
-        low, high = mean - half, mean + half
+        margin = special.stdtrit(variance**2 / spread, 0.975) * variance**0.5
+        low, high = mean - margin, mean + margin
     else:
-        low, high = without_spread(mean, prompts)
+        low, high = clopper_pearson(mean, prompts)
     return {"difference": float(mean), "low": float(low), "high": float(high)}
 
 
-def without_spread(difference: float, prompts: int) -> tuple[float, float]:
+def clopper_pearson(difference: float, prompts: int) -> tuple[float, float]:
     """The interval if all N differences are equal, after Clopper and Pearson.
 
     It allows for the largest share of other prompts that N prompts miss with probability 2.5 %.
@@ -214,16 +214,16 @@ def permutation_test(
       The observed statistics, and p for each criterion.
     """
     runs = [*first, *second]
-    everyone, count = range(len(runs)), len(first)
-    if math.comb(len(runs), count) <= _SPLITS:
-        splits = itertools.combinations(everyone, count)  # the observed one comes first
+    indices, count = range(len(runs)), len(first)
+    if math.comb(len(runs), count) <= _MAX_SPLITS:
+        splits = itertools.combinations(indices, count)  # the observed one comes first
     else:
         rng = np.random.default_rng(0)
-        drawn = (rng.permutation(len(runs))[:count].tolist() for _ in range(_SPLITS - 1))
-        splits = itertools.chain([range(count)], drawn)
+        shuffled = (rng.permutation(len(runs))[:count].tolist() for _ in range(_MAX_SPLITS - 1))
+        splits = itertools.chain([range(count)], shuffled)
     values = np.array(
         [
-            statistics([runs[k] for k in split], [runs[k] for k in everyone if k not in split])
+            statistics([runs[k] for k in split], [runs[k] for k in indices if k not in split])
             for split in splits
         ],
         np.float64,

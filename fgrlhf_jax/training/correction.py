@@ -109,7 +109,7 @@ def card_figures(result: Mapping) -> dict[str, float]:
     if not result:
         return {}
     figures = {"correction/places": result["sampled"]["n"]}
-    for reading in correction.READINGS:
+    for reading in correction.MEASURES:
         for name, table in (("", result), ("gain_", result.get("gain"))):
             if table:
                 figures[f"correction/{name}{reading}"] = table[reading]["mean"]
@@ -175,11 +175,11 @@ def score_changes(
     changes, unchanged, of_record = [], [], []
     for row, logprob_S, greedy_S in score_rows(params, rows, module, mesh, batch_size):
         for change, start in zip(row.changes, row.branches, strict=True):
-            put_in, taken_out = (
-                logprob_S[column : column + len(change.put_in)] for column in (change.column, start)
+            inserted, removed = (
+                logprob_S[first : first + len(change.inserted)] for first in (change.column, start)
             )
-            sums = (part.sum(dtype=np.float64) for part in (put_in, taken_out))
-            firsts = put_in[0], taken_out[0], greedy_S[change.column]
+            sums = (part.sum(dtype=np.float64) for part in (inserted, removed))
+            firsts = inserted[0], removed[0], greedy_S[change.column]
             changes.append((change.kind, row.row, *sums, *firsts))
         unchanged.append(logprob_S[: row.length][row.unchanged])
         of_record.append(np.full(len(unchanged[-1]), row.row))

@@ -13,7 +13,7 @@ END = 0
 def changes(edited, original, ends=(True, True)) -> list[tuple]:
     sides = (text + [END] * end for text, end in zip((edited, original), ends, strict=True))
     found = find_changes(tiny_cases.pair(PROMPT, *sides))
-    return [(c.kind, c.column - 2, c.put_in.tolist(), c.taken_out.tolist()) for c in found]
+    return [(c.kind, c.column - 2, c.inserted.tolist(), c.removed.tolist()) for c in found]
 
 
 @pytest.mark.parametrize(
@@ -60,11 +60,11 @@ def test_both_continuations_stand_behind_the_same_prefix():
         row = make_row(pair)
         edited, at = pair.tokens_i.tolist(), 0
         for change, start in zip(row.changes, row.branches, strict=True):
-            n = len(change.put_in)
-            assert len(change.taken_out) == n >= 1
-            assert change.put_in[0] != change.taken_out[0]
-            assert edited[change.column : change.column + n] == change.put_in.tolist()
-            assert row.tokens[start : start + n].tolist() == change.taken_out.tolist()
+            n = len(change.inserted)
+            assert len(change.removed) == n >= 1
+            assert change.inserted[0] != change.removed[0]
+            assert edited[change.column : change.column + n] == change.inserted.tolist()
+            assert row.tokens[start : start + n].tolist() == change.removed.tolist()
             assert change.column >= at
             at = change.end
         kept = pair.tokens_i[row.unchanged].tolist()
@@ -76,7 +76,7 @@ def test_both_continuations_stand_behind_the_same_prefix():
 def test_a_padded_row_by_hand():
     """The table of the docstring: prompt 5, edited 6 7, and 8 9 where the original goes on."""
     row = make_row(tiny_cases.pair([5], [6, 7, 3], [6, 8, 9, 3]))
-    assert [len(change.taken_out) for change in row.changes] == [2]
+    assert [len(change.removed) for change in row.changes] == [2]
     batch = pad_rows([row], 8, 2)
     expected = {
         "tokens_BS": [5, 6, 7, 3, 8, 9, 0, 0],

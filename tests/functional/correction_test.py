@@ -24,7 +24,7 @@ def test_by_hand():
         np.log([0.2, 0.3, 0.4]),
         [0, 0, 1],
         ["replace", "insert", "replace"],
-        first_put_in_N=np.log([0.6, 0.5, 0.4]),
+        first_inserted_N=np.log([0.6, 0.5, 0.4]),
         written_N=[True, False, False],
     )
     result = summarize(made)

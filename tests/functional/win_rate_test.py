@@ -70,7 +70,7 @@ def test_bootstrap_equals_a_loop(size, monkeypatch):
     result = win_rate.paired_bootstrap(a, b, seed=5, rounds=201)
     assert result == pytest.approx(expected, abs=1e-12)
     # Drawn in pieces: the same rounds.
-    monkeypatch.setattr("fgrlhf_jax.functional.win_rate._CHUNK", 7 * size)
+    monkeypatch.setattr("fgrlhf_jax.functional.win_rate._CHUNK_SIZE", 7 * size)
     assert win_rate.paired_bootstrap(a, b, seed=5, rounds=201) == result
 
 
@@ -155,7 +155,7 @@ def test_relabelling_equals_another_implementation(monkeypatch):
         return [difference(one, other)]
 
     assert win_rate.permutation_test(first, second, statistics)[1] == [pytest.approx(expected)]
-    monkeypatch.setattr("fgrlhf_jax.functional.win_rate._SPLITS", 500)  # of 924
+    monkeypatch.setattr("fgrlhf_jax.functional.win_rate._MAX_SPLITS", 500)  # of 924
     assert win_rate.permutation_test(first, second, statistics)[1] == [
         pytest.approx(expected, abs=0.03)
     ]

@@ -60,16 +60,16 @@ def test_spans_have_the_probabilities_of_whole_sequences():
     for row in rows:
         for change in row.changes:
             prefix = row.tokens[: change.column].tolist()
-            for span in (change.put_in.tolist(), change.taken_out.tolist()):
+            for span in (change.inserted.tolist(), change.removed.tolist()):
                 table = logprobs(prefix + span)[change.column - 1 :]
                 each = [table[k, token] for k, token in enumerate(span)]
                 expected.append((sum(each), each[0], table[0].argmax() == span[0]))
     put_in, taken_out = expected[::2], expected[1::2]
     close = {"atol": 2e-5, "rtol": 1e-5}
-    np.testing.assert_allclose(scores.put_in_N, [e[0] for e in put_in], **close)
-    np.testing.assert_allclose(scores.taken_out_N, [e[0] for e in taken_out], **close)
-    np.testing.assert_allclose(scores.first_put_in_N, [e[1] for e in put_in], **close)
-    np.testing.assert_allclose(scores.first_taken_out_N, [e[1] for e in taken_out], **close)
+    np.testing.assert_allclose(scores.inserted_N, [e[0] for e in put_in], **close)
+    np.testing.assert_allclose(scores.removed_N, [e[0] for e in taken_out], **close)
+    np.testing.assert_allclose(scores.first_inserted_N, [e[1] for e in put_in], **close)
+    np.testing.assert_allclose(scores.first_removed_N, [e[1] for e in taken_out], **close)
     assert scores.written_N.tolist() == [e[2] for e in put_in]
     assert scores.record_N.tolist() == [0, 1, 2, 2, 2, 3]
     kinds = ["insert", "delete", "replace", "replace", "insert", "replace"]
