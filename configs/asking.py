@@ -1,8 +1,7 @@
 """Fields of the commands that send requests to a language model."""
 
-from configs.common import DTYPES, MESH
+from configs.common import DTYPES, MESH, TEMPLATE
 from configs.fields import Field
-from fgrlhf_jax.data.templates import TEMPLATES
 from fgrlhf_jax.feedback.llm.client import PROVIDERS
 
 # Fields by group title. Each command sets the default of max_new_tokens.
@@ -41,20 +40,12 @@ MODEL_FIELDS = {
         "limits.max_refusals": Field(
             10, "stop after this many failed requests in a row; 0: no limit", at_least=0
         ),
-        "limits.max_requests": Field(
-            0, "requests of this run, retries included; 0: no limit", at_least=0
-        ),
-        "limits.max_tokens": Field(
-            0, "input and output tokens of this run; 0: no limit", at_least=0
-        ),
+        "limits.max_requests": Field(0, "requests of a run, retries too; 0: no limit", at_least=0),
+        "limits.max_tokens": Field(0, "input and output tokens of a run; 0: no limit", at_least=0),
     },
     "With provider=local": {
-        "local.template": Field(
-            "", 'prompt template; "": as in launch.generate', choices=("", *TEMPLATES)
-        ),
-        "local.max_prompt_length": Field(
-            2048, "tokens of a prompt; longer ones are rejected", at_least=1
-        ),
+        "local.template": TEMPLATE,
+        "local.max_prompt_length": Field(2048, "tokens of a prompt; longer: rejected", at_least=1),
         "local.batch_size": Field(8, "prompts per batch", at_least=1),
         "local.seed": Field(0, "seed of sampling", at_least=0),
         "local.mesh": MESH,

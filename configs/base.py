@@ -17,15 +17,11 @@ RUN = {
 DEVICES = {
     "Devices and precision": {
         "mesh": MESH,
-        "distributed": Field(
-            False, "several processes, one per host; start each with this command"
-        ),
+        "distributed": Field(False, "several processes, one a host; start each with this command"),
         "coordinator": Field("", 'HOST:PORT of process 0; "": detected on TPU pods and Slurm'),
         "num_processes": Field(0, "number of processes; 0: detected", at_least=0),
         "process_id": Field(-1, "number of this process; -1: detected", at_least=-1),
-        "model.dtype": Field(
-            "float32", "dtype of the computation; parameters are float32", choices=DTYPES
-        ),
+        "model.dtype": Field("float32", "dtype of computation; weights: float32", choices=DTYPES),
         "model.remat": Field(False, "recompute activations in the backward pass: less memory"),
         "model.scan_layers": Field(True, "compile one layer and scan it: compiles faster"),
         "model.attention": Field(
@@ -37,9 +33,7 @@ DEVICES = {
             False, "with bfloat16: sum gradients of matrices over devices in float32"
         ),
         "export.dtype": Field("float32", "dtype of the exported weights", choices=EXPORT_DTYPES),
-        "export.merged": Field(
-            False, "with lora.rank: export merged weights; False: an adapter for peft"
-        ),
+        "export.merged": Field(False, "with lora.rank: export merged weights; False: an adapter"),
     }
 }
 OPTIMIZER = {
@@ -97,17 +91,13 @@ _SUPERVISED = {
     "Data": {
         "train": Field("", f'{SOURCE}; "": the embedded data, for tiny'),
         "validation": Field("", 'the same; "": split validation_share off train'),
-        "validation_share": Field(
-            0.05, "share of the prompts for validation", at_least=0, at_most=1
-        ),
+        "validation_share": Field(0.05, "share of prompts for validation", at_least=0, at_most=1),
         "data.template": Field("alpaca", "prompt template", choices=TEMPLATES),
         "data.max_length": Field(512, "tokens of prompt and response, at most", at_least=1),
         "data.max_prompt_length": Field(384, "tokens of a prompt, at most", at_least=1),
         "data.overlong": Field("truncate", "truncate or drop longer rows", choices=OVERLONG),
         "data.append_eos": Field(True, "end every response with the EOS token"),
-        "data.buckets": Field(
-            6, "number of batch widths, chosen for the least padding", at_least=1
-        ),
+        "data.buckets": Field(6, "number of batch widths, chosen for least padding", at_least=1),
     },
     "Model": {
         "model.path": Field("", f'{MODEL}; "": random weights'),
@@ -117,29 +107,21 @@ _SUPERVISED = {
     },
     "Updates": {
         "batch_size": Field(16, "rows per update", at_least=1),
-        "micro_batch_size": Field(
-            0, "rows per forward and backward pass; 0: batch_size", at_least=0
-        ),
+        "micro_batch_size": Field(0, "rows per forward/backward pass; 0: batch_size", at_least=0),
         "epochs": Field(1, "passes over the training data", at_least=0),
         "steps": Field(0, "updates; 0: as many as epochs needs", at_least=0),
     },
     "Optimizer (AdamW)": {
-        "optimizer.warmup_share": Field(
-            0.03, "warm-up, as a share of the steps", at_least=0, at_most=1
-        )
+        "optimizer.warmup_share": Field(0.03, "warm-up as a share of steps", at_least=0, at_most=1)
     },
     "Evaluation and checkpoints": {
-        "eval_batch_size": Field(
-            0, "rows per batch of evaluation; 0: micro_batch_size", at_least=0
-        ),
+        "eval_batch_size": Field(0, "rows per evaluation batch; 0: micro_batch_size", at_least=0),
         "best_metric": Field(
             "loss",
             "validation metric that selects the best checkpoint: lowest loss or highest accuracy",
             choices=("loss", "accuracy"),
         ),
-        "patience": Field(
-            0, "stop after this many evaluations without improvement; 0: never", at_least=0
-        ),
+        "patience": Field(0, "evaluations without improvement before a stop; 0: never", at_least=0),
     },
 }
 SUPERVISED = (RUN, _SUPERVISED, READING, LORA, OPTIMIZER, CHECKPOINTS, DEVICES)

@@ -1,6 +1,8 @@
 """Fields shared by training and other commands; imports no JAX."""
 
 from configs.fields import Field
+from fgrlhf_jax.data.alignment import METHODS
+from fgrlhf_jax.data.templates import TEMPLATES
 
 DTYPES = ("float32", "bfloat16")
 EXPORT_DTYPES = (*DTYPES, "float16")
@@ -21,13 +23,18 @@ ENSEMBLE_PENALTY = Field(
 
 MESH = Field("1,-1,1", "number of devices as data,fsdp,tensor; -1: all remaining devices")
 DTYPE = Field("float32", "dtype of the computation", choices=DTYPES)
+TEMPLATE = Field(
+    "",
+    'prompt template; "": the one that an export of this project was trained with, else chat if '
+    "the tokenizer has a chat template, else alpaca",
+    choices=("", *TEMPLATES),
+)
+ALIGNMENT = Field("levenshtein", "algorithm that finds changed tokens", choices=METHODS)
 OVERWRITE = Field(False, "overwrite an existing output")
 INT8_CACHE = Field(False, "8-bit key/value cache: less memory, nearly exact")
 READING = {
     "Rows": {
         "columns": Field("", "field names in the file: prompt=question,chosen=best,…"),
-        "invalid": Field(
-            "stop", "on invalid rows: stop, or drop and count them", choices=("stop", "drop")
-        ),
+        "invalid": Field("stop", "invalid rows: stop, or drop and count", choices=("stop", "drop")),
     }
 }

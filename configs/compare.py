@@ -15,20 +15,15 @@ from ml_collections import ConfigDict
 
 from configs import pipeline
 from configs.base import LORA
-from configs.common import MODEL, SOURCE
+from configs.common import MODEL, SOURCE, TEMPLATE
 from configs.fields import Field, check_argument, collect_fields
-from fgrlhf_jax.data.templates import TEMPLATES
 
 _OWN = {
     "Files": {
         "edits": Field("", f'edits: {SOURCE}; "": the embedded world\'s'),
         "model": Field("", f'{MODEL} that all arms start from; "" only if edits is empty too'),
     },
-    "All commands": {
-        "template": Field(
-            "", 'prompt template; "": as in launch.generate', choices=("", *TEMPLATES)
-        )
-    },
+    "All commands": {"template": TEMPLATE},
 }
 # Fields that edits and model determine.
 _GIVEN = ("embedded", "files.edits", "files.sft", "task")

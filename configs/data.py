@@ -1,9 +1,8 @@
 """Fields of ``launch.data``, which shows or converts rows."""
 
-from configs.common import OVERWRITE, READING, SOURCE
+from configs.common import OVERWRITE, READING, SOURCE, TEMPLATE
 from configs.fields import Field, collect_fields, make_config
 from fgrlhf_jax.data.convert import SIDES, TARGETS
-from fgrlhf_jax.data.templates import TEMPLATES
 
 GROUPS = {
     "Files": {
@@ -16,20 +15,13 @@ GROUPS = {
     "Showing": {
         "samples": Field(3, "rows of each file to show in full", at_least=0),
         "tokenizer": Field("", "FOLDER | HUB_ID | FILE.gguf: show lengths in tokens too"),
-        "template": Field(
-            "",
-            'prompt template; "": the one that an export of this project was trained with, else '
-            "chat if the tokenizer has a chat template, else alpaca",
-            choices=("", *TEMPLATES),
-        ),
+        "template": TEMPLATE,
         "max_length": Field(512, "tokens of prompt and response, at most", at_least=1),
         "max_prompt_length": Field(192, "tokens of a prompt of PPO, at most", at_least=1),
     },
     "Conversion": {
         "to": Field("", 'kind of rows to write; "": only show rows', choices=("", *TARGETS)),
-        "side": Field(
-            "better", "which response of a pair to write, with to=instructions", choices=SIDES
-        ),
+        "side": Field("better", "with to=instructions: response of a pair to write", choices=SIDES),
         "distinct": Field(False, "drop duplicate rows; prompts are always distinct"),
         "generator": Field("", "model name for alpaca_eval rows that have none"),
     },

@@ -1,23 +1,13 @@
 """Learning from pairs without a reward model: ``--config=configs/dpo.py:MODEL[,LOSS]``.
 
-MODEL is one of
-
-  tiny      the embedded world's policy; under two minutes on two cores
-  cad       the small LLaMA of configs/sft.py:cad
-  smollm2   SmolLM2-135M, all weights
-  llama_7b  LLaMA-7B on 8 x 80 GB
-  llama_7b_lora  the same with adapters on one device of 80 GB
-  llama3_2_1b    Llama-3.2-1B with adapters on one device of 16 GB
-
-LOSS is dpo (default), ddpo, salt or figa. Training starts from --config.policy.
+MODEL is one of configs/models.py. LOSS is dpo (default), ddpo, salt or figa;
+training starts from --config.policy.
 """
 
 from configs.base import SUPERVISED, SUPERVISED_FIRST
-from configs.common import MODEL, SOURCE
+from configs.common import ALIGNMENT, MODEL, SOURCE, TEMPLATE
 from configs.fields import Field, check_argument, collect_fields
 from configs.models import PAIRS, make_model_config
-from fgrlhf_jax.data.alignment import METHODS
-from fgrlhf_jax.data.templates import TEMPLATES
 from fgrlhf_jax.functional.preference_losses import LOSSES
 from fgrlhf_jax.models.sizes import SIZES
 
@@ -39,15 +29,11 @@ GROUPS = {
         "figa_limit": Field(
             0.6, "figa: no loss on removed tokens that cost more nats than this", at_least=0
         ),
-        "data.alignment": Field(
-            "levenshtein", "algorithm that finds changed tokens", choices=METHODS
-        ),
+        "data.alignment": ALIGNMENT,
     },
     "Data": {
         "train": Field("", f'edits or preferences: {SOURCE}; "": the embedded data, for tiny'),
-        "data.template": Field(
-            "", 'prompt template; "": as in launch.generate', choices=("", *TEMPLATES)
-        ),
+        "data.template": TEMPLATE,
     },
     "Model": {
         "policy": Field("", f"initial policy and reference: {MODEL}"),

@@ -28,9 +28,7 @@ GROUPS = {
         ),
         "output": Field("", "FILE.json; FILE.annotations.json has every verdict"),
         "overwrite": OVERWRITE,
-        "common": Field(
-            False, "compare only prompts that all files have; False: others are errors"
-        ),
+        "common": Field(False, "compare only prompts that all files have; False: an error"),
     }
 }
 FIELDS = collect_fields(

@@ -11,9 +11,7 @@ GROUPS = {
         "overwrite": OVERWRITE,
         "ensemble_penalty": ENSEMBLE_PENALTY,
         "batch_size": Field(16, "pairs per batch", at_least=1),
-        "max_length": Field(
-            0, "tokens of prompt and response, at most; 0: as in training", at_least=0
-        ),
+        "max_length": Field(0, "tokens of prompt and response; 0: as in training", at_least=0),
         "overlong": Field("truncate", "truncate or drop longer rows", choices=OVERLONG),
         "mesh": MESH,
         "dtype": DTYPE,

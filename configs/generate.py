@@ -1,8 +1,7 @@
 """Fields of ``launch.generate``, which samples responses to a file of prompts."""
 
-from configs.common import DTYPE, INT8_CACHE, MESH, MODEL, OVERLONG, OVERWRITE, READING
+from configs.common import DTYPE, INT8_CACHE, MESH, MODEL, OVERLONG, OVERWRITE, READING, TEMPLATE
 from configs.fields import Field, collect_fields, make_config
-from fgrlhf_jax.data.templates import TEMPLATES
 
 GROUPS = {
     "Files": {
@@ -39,12 +38,7 @@ GROUPS = {
         ),
     },
     "Prompts": {
-        "template": Field(
-            "",
-            'prompt template; "": the one that an export of this project was trained with, else '
-            "chat if the tokenizer has a chat template, else alpaca",
-            choices=("", *TEMPLATES),
-        ),
+        "template": TEMPLATE,
         "max_prompt_length": Field(256, "tokens of a prompt, at most", at_least=1),
         "overlong": Field("truncate", "truncate or drop longer prompts", choices=OVERLONG),
     },

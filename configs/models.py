@@ -1,4 +1,16 @@
-"""Settings by model for SFT, reward models, DPO and PPO: ``--config=FILE.py:MODEL``."""
+"""Settings by model for SFT, reward models, DPO and PPO: ``--config=FILE.py:MODEL``.
+
+MODEL is one of
+
+  tiny           random weights on the embedded world; under two minutes on two cores
+  cad            a small LLaMA from random weights, with a tokenizer trained on your file
+  smollm2        SmolLM2-135M, all weights (give its path)
+  llama_7b       AlpacaFarm's setting for LLaMA-7B on 8 x 80 GB (give its path)
+  llama_7b_lora  the same with adapters on one device of 80 GB; for PPO with smaller rollouts
+  llama3_2_1b    Llama-3.2-1B with adapters on one device of 16 GB
+
+DPO and PPO start from a policy of that kind; PPO also needs a reward model and prompts.
+"""
 
 from collections.abc import Mapping
 

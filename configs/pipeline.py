@@ -125,9 +125,7 @@ GROUPS = {
         "reward_models.*.start": Field("sft", "initial policy: sft or an arm"),
         "reward_models.*.label": Field("", 'its name in the report; "": NAME'),
         "reward_models.*.defaults": Field("", "flags that override those of rm"),
-        "reward_models.*.flags": Field(
-            "", "your flags, which override the defaults; {ARM} as for arms"
-        ),
+        "reward_models.*.flags": Field("", "your flags, over the defaults; {ARM} as for arms"),
     },
     "Rounds of edits": {
         "rounds.*.policy": Field("", "the arm whose responses are edited"),
@@ -157,9 +155,7 @@ GROUPS = {
         }.items()
     }
     | {
-        f"world.rates.{name}": Field(
-            rate, "rate of simulated people, see tiny_world.people.Rates", at_least=0
-        )
+        f"world.rates.{name}": Field(rate, "a rate of tiny_world.people.Rates", at_least=0)
         for name, rate in dataclasses.asdict(Rates()).items()
     },
 }

@@ -1,15 +1,7 @@
 """PPO, RLOO, GRPO, distillation: ``--config=configs/ppo.py:MODEL[,LEVEL]``.
 
-MODEL is one of
-
-  tiny      on the embedded world, after launch.sft and launch.train_rm at their defaults
-  cad       the small LLaMA of sft.py:cad and rm.py:cad (give policy, reward_model and prompts)
-  smollm2   SmolLM2-135M (give policy, reward_model and prompts)
-  llama_7b  AlpacaFarm's setting for LLaMA-7B on 8 x 80 GB (give policy, reward_model, prompts)
-  llama_7b_lora  the same with adapters and smaller rollouts on one device of 80 GB
-  llama3_2_1b    Llama-3.2-1B with adapters on one device of 16 GB
-
-LEVEL is token (default) or sequence: one reward per token or per response.
+MODEL is one of configs/models.py. LEVEL is token (default) or sequence: one reward per
+token or per response.
 """
 
 from configs import common
@@ -47,9 +39,7 @@ GROUPS = {
     "Data": {
         "prompts": Field("", "FILE of prompts, as train of SFT; responses are ignored"),
         "validation": Field("", 'the same; "": split validation_share off prompts'),
-        "validation_share": Field(
-            0.05, "share of the prompts for validation", at_least=0, at_most=1
-        ),
+        "validation_share": Field(0.05, "share of prompts for validation", at_least=0, at_most=1),
         "validation_prompts": Field(64, "prompts per evaluation, at most", at_least=1),
         "ptx_edits": Field("", "FILE of edits or demonstrations to imitate, as train of SFT"),
         "data.template": Field(
@@ -64,9 +54,7 @@ GROUPS = {
     "Rollouts and updates": {
         "steps": Field(80, "number of rollouts, each with its updates", at_least=1),
         "rollout_batch_size": Field(512, "responses per rollout", at_least=1),
-        "samples_per_prompt": Field(
-            0, "responses to each prompt; 0: 4 for rloo and grpo, else 1", at_least=0
-        ),
+        "samples_per_prompt": Field(0, "responses per prompt; 0: 4 (rloo, grpo) or 1", at_least=0),
         "minibatch_size": Field(256, "responses per update", at_least=1),
         "micro_batch_size": Field(
             0,
@@ -87,13 +75,9 @@ GROUPS = {
         # For rewards of about one unit per response: 0.05 to 0.3 were best in every sweep; with
         # 0.03 outputs degenerated. AlpacaFarm's 0.0067 is for rewards of another scale.
         "kl.coef": Field(0.1, "weight of the KL penalty, in rewards per nat", at_least=0),
-        "kl.estimator": Field(
-            "k1", "KL estimator; k1_clipped: AlpacaFarm's", choices=KL_ESTIMATORS
-        ),
+        "kl.estimator": Field("k1", "estimator; k1_clipped: AlpacaFarm's", choices=KL_ESTIMATORS),
         "kl.in_reward": Field(True, "False: rewards without a KL term, as in the paper"),
-        "kl.target": Field(
-            0.0, "adapt kl.coef to this KL in nats per response; 0: fixed", at_least=0
-        ),
+        "kl.target": Field(0.0, "adapt kl.coef to this KL in nats per response; 0: no", at_least=0),
         "kl.horizon": Field(10000.0, "responses over which kl.coef adapts", at_least=1e-6),
         "kl.limit": Field(0.0, "stop at this KL in nats per response; 0: no limit", at_least=0),
         "gamma": Field(1.0, "discount per token", at_least=0),
@@ -142,9 +126,7 @@ GROUPS = {
         "logged_samples": Field(4, "responses per evaluation in samples.jsonl", at_least=0),
     },
     "Devices and precision": {
-        "generation_mesh": Field(
-            "", 'mesh of the same devices for decoding, such as 1,1,-1; "": mesh'
-        ),
+        "generation_mesh": Field("", 'mesh of the devices in decoding, such as 1,1,-1; "": mesh'),
         "inference_dtype": Field(
             "float32",
             "bfloat16: store reference and reward model in the dtypes of their computation",

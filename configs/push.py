@@ -8,9 +8,7 @@ GROUPS = {
         "path": Field("", "run_dir or export of a model, or FILE.jsonl|.json|.parquet of rows"),
         "repo": Field("", "ORG/NAME on the hub; created if missing"),
         "private": Field(True, "only you may read it; False: public"),
-        "license": Field(
-            "", "the hub's license id, such as apache-2.0 or cc-by-4.0; other: see the card"
-        ),
+        "license": Field("", "license id of the hub: apache-2.0, cc-by-4.0; other: see the card"),
         "made": Field("", "rows only: how they were collected, for the data-set card"),
         "revision": Field("", 'branch, created if missing; "": main'),
     }

@@ -1,21 +1,12 @@
 """Reward models from edits or preferences: ``--config=configs/rm.py:MODEL[,LOSS]``.
 
-MODEL is one of
-
-  tiny      random weights on the embedded data; under two minutes on two cores
-  cad       a small LLaMA from random weights, with a tokenizer trained on your file of edits
-  smollm2   full fine-tuning of SmolLM2-135M (give --config.model.path)
-  llama_7b  AlpacaFarm's setting for LLaMA-7B on 8 x 80 GB (give --config.model.path)
-  llama_7b_lora  the same with adapters on one device of 80 GB
-  llama3_2_1b    Llama-3.2-1B with adapters on one device of 16 GB
-
-LOSS is token_edit (default), token_full, tlcr or sequence.
+MODEL is one of configs/models.py. LOSS is token_edit (default), token_full, tlcr or sequence.
 """
 
 from configs.base import SUPERVISED, SUPERVISED_FIRST
+from configs.common import ALIGNMENT
 from configs.fields import Field, check_argument, collect_fields
 from configs.models import PAIRS, make_model_config
-from fgrlhf_jax.data.alignment import METHODS
 from fgrlhf_jax.functional.reward_losses import CENTER_WEIGHT, LOSSES, SCALES
 from fgrlhf_jax.models.heads import HEADS
 
@@ -52,9 +43,7 @@ GROUPS = {
         "model.head_init": Field(
             "normal", "AlpacaFarm's N(0, 1/sqrt(D + 1)) | zeros", choices=("normal", "zero")
         ),
-        "data.alignment": Field(
-            "levenshtein", "algorithm that finds changed tokens", choices=METHODS
-        ),
+        "data.alignment": ALIGNMENT,
         "normalization_pairs": Field(
             512, "validation pairs for the rewards' normalization, at most", at_least=1
         ),

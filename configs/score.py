@@ -16,9 +16,7 @@ GROUPS = {
         "normalized": Field(True, "scale to about one unit per response; False: raw rewards"),
         "ensemble_penalty": ENSEMBLE_PENALTY,
         "batch_size": Field(16, "responses per batch", at_least=1),
-        "max_length": Field(
-            0, "tokens of prompt and response, at most; 0: as in training", at_least=0
-        ),
+        "max_length": Field(0, "tokens of prompt and response; 0: as in training", at_least=0),
         "mesh": MESH,
         "dtype": DTYPE,
     }

@@ -1,13 +1,6 @@
 """Supervised fine-tuning: ``--config=configs/sft.py:MODEL``.
 
-MODEL is one of
-
-  tiny      random weights on the embedded world; about a minute and a half on two cores
-  cad       a small LLaMA from random weights, with a tokenizer trained on your file
-  smollm2   SmolLM2-135M, all weights (give --config.model.path)
-  llama_7b  AlpacaFarm's setting for LLaMA-7B on 8 x 80 GB (give --config.model.path)
-  llama_7b_lora  the same with adapters on one device of 80 GB
-  llama3_2_1b    Llama-3.2-1B with adapters on one device of 16 GB
+MODEL is one of configs/models.py.
 """
 
 from configs.base import SUPERVISED, SUPERVISED_FIRST
