@@ -61,7 +61,7 @@ class Server(ThreadingHTTPServer):
         self.not_taken = [name for name, taken in options.items() if taken is False]
         self.stall, self.work = options.get("stall", 30.0), options.get("work", 0.0)
         self.pause, self.body = options.get("pause", "0.002"), options.get("body", "")
-        self.asked, self.delivered = Counter(), Counter()
+        self.received, self.delivered = Counter(), Counter()
         self.bodies, self.times, self.paths = [], [], []
         self.now = self.peak = 0
         self.lock, self.ended = threading.Lock(), threading.Event()
@@ -87,8 +87,8 @@ class Handler(BaseHTTPRequestHandler):
         prompt = body["messages"][-1]["content"]
         server = self.server
         with server.lock:
-            before = server.asked[prompt]
-            server.asked[prompt] += 1
+            before = server.received[prompt]
+            server.received[prompt] += 1
             server.bodies.append(body)
             server.paths.append(self.path)
             server.times.append(time.monotonic())

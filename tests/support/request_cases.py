@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import json
 from pathlib import Path
 
 import anyio
@@ -35,16 +34,8 @@ def questions(count: int) -> list[Request]:
     return [Request(f"question {n}") for n in range(count)]
 
 
-def number_of(request: Request) -> int:
-    return int(request.prompt.split()[1])
-
-
 def answer(request: Request) -> Reply:
     return Reply(llm_server.echo(request.prompt), "end", 2, 3)
-
-
-async def echo(request: Request) -> Reply:
-    return answer(request)
 
 
 def connected(server, provider: str = "openai", **options) -> Client:
@@ -70,10 +61,6 @@ def save(requests, send, folder: Path, usage: Usage | None = None, **options) ->
 
     keys = [request_key(IDENTITY, request) for request in requests]
     return append_rows(folder / "out.jsonl", keys, rows)
-
-
-def read(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
 
 
 class FakeModel:

@@ -1,4 +1,4 @@
-"""Edits by a language model, from the command line to the file, against one that misbehaves."""
+"""launch.collect_edits: a faulty language model, replies in every form, and killed processes."""
 
 import contextlib
 import json
@@ -15,13 +15,13 @@ import llm_server
 import pytest
 from collect_cases import CONFIG, collect, edited, editor, files, flags, original, parse
 from llm_server import KEY
-from request_cases import cached_prompts, read
+from request_cases import cached_prompts
 
 from fgrlhf_jax.data import records, sources
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.llm.cache import rejected_path
 from fgrlhf_jax.feedback.llm.client import Request
-from fgrlhf_jax.runtime.files import write_jsonl
+from fgrlhf_jax.runtime.files import read_jsonl, write_jsonl
 from launch import collect_edits
 from launch.shared import asking, config_files
 
@@ -29,7 +29,7 @@ REASONS = {3: "unparsed", 6: "unchanged", 8: "rewritten"}  # by the last digit o
 
 
 @pytest.mark.parametrize("provider", ["anthropic", "openai"])
-def test_edits_of_a_model_that_misbehaves(responses, tmp_path, provider, capsys, caplog, output):
+def test_edits_of_a_faulty_model(responses, tmp_path, provider, capsys, caplog, output):
     caplog.set_level("DEBUG")
 
     def plan(prompt, before):
@@ -42,19 +42,18 @@ def test_edits_of_a_model_that_misbehaves(responses, tmp_path, provider, capsys,
         first, printed = files(output), capsys.readouterr()
         collect(server, responses, output, provider)
         assert files(output) == first
-        assert set(server.delivered.values()) == {1}
-        assert len(server.delivered) == 38
+        assert list(server.delivered.values()) == [1] * 38
 
-    rows, rejected = read(output), read(rejected_path(output))
+    rows, rejected = read_jsonl(output), read_jsonl(rejected_path(output))
     reasons = {n: REASONS[n % 10] for n in range(40) if n % 10 in REASONS}
     reasons |= {17: "no response", 21: "rejected: 400: [key]: too long"}
     accepted = [n for n in range(40) if n not in reasons]
     assert [row["id"] for row in rows] == [str(n + 1) for n in accepted]
     assert {row["annotator"] for row in rows} == {f"{provider}/m"}
-    for n, edit in zip(accepted, sources.read(str(output)), strict=True):
-        assert isinstance(edit, records.Edit)
-        assert edit.instruction == f"Question {n}?"
-        assert (edit.original, edit.edited) == (original(n), edited(n))
+    fields = [(f"Question {n}?", "", original(n), edited(n)) for n in accepted]
+    edits = sources.read(str(output))
+    assert {type(edit) for edit in edits} == {records.Edit}
+    assert [(e.instruction, e.input, e.original, e.edited) for e in edits] == fields
     assert [row["reason"] for row in rejected] == [reasons[n] for n in sorted(reasons)]
     assert rejected[0]["reply"] == "I'm sorry, but I can't help with that."
     assert rejected[1]["reply"].startswith("Sure!\n\n<edited_response>\nResponse 6")
@@ -73,14 +72,13 @@ def test_edits_of_a_model_that_misbehaves(responses, tmp_path, provider, capsys,
     assert KEY not in printed.out + printed.err + caplog.text
 
 
-def test_an_output_of_something_else_is_refused(responses, tmp_path):
-    output, template = tmp_path / "edits.jsonl", tmp_path / "t.txt"
+def test_an_output_of_other_settings_is_refused(responses, tmp_path, output):
+    template, other = tmp_path / "t.txt", tmp_path / "other.jsonl"
     template.write_text("Other: {{ response }}")
-    other = tmp_path / "other.jsonl"
     other.write_text(responses.read_text().replace("Question 1?", "Question 1 again?"))
     with llm_server.running(answer=editor) as server:
         collect(server, responses, output, limit=3)
-        collect(server, responses, output, limit=5)  # more rows go on
+        collect(server, responses, output, limit=5)  # more rows continue it
         before = output.read_bytes()
         changes = [{"template_file": template}, {"template": "paper"}, {"model": 1}]
         for change in ({}, *changes, {"max_change_ratio": 1}):
@@ -94,7 +92,7 @@ def test_a_dry_run_sends_nothing(responses, tmp_path, capsys, monkeypatch, outpu
     monkeypatch.delenv("ANTHROPIC_API_KEY")
     with llm_server.running(answer=editor) as server:
         collect(server, responses, output, "anthropic", **prices, dry_run=True)
-        assert not server.asked
+        assert not server.received
         assert sorted(path.name for path in tmp_path.iterdir()) == ["responses.jsonl"]
         out = capsys.readouterr().out
         collect(server, responses, output, limit=10)
@@ -132,7 +130,7 @@ def test_the_format_of_replies():
         assert asking.reply_format(config) == expected
 
 
-def test_a_schema_is_asked_for_and_read(responses, output):
+def test_replies_under_a_schema(responses, output):
     def answer(prompt):
         assert "<edited_response>" not in prompt
         return json.dumps({"edited_response": edited(int(re.search(r"Response (\d+)", prompt)[1]))})
@@ -143,10 +141,10 @@ def test_a_schema_is_asked_for_and_read(responses, output):
     fields = {"type": "object", "properties": {"edited_response": {"type": "string"}}}
     assert schema == {**fields, "required": ["edited_response"], "additionalProperties": False}
     changed = [n for n in range(10) if edited(n) != original(n)]
-    assert [row["edited"] for row in read(output)] == [edited(n) for n in changed]
+    assert [row["edited"] for row in read_jsonl(output)] == [edited(n) for n in changed]
 
 
-def test_the_papers_prompt_and_what_is_said_around_its_edits(responses, output, capsys):
+def test_the_papers_prompt_with_text_around_the_edits(responses, output, capsys):
     def answer(prompt):
         assert prompt.endswith("try to keep most of the response unchanged.")
         n = int(re.search(r"Response (\d+)", prompt)[1])
@@ -156,7 +154,7 @@ def test_the_papers_prompt_and_what_is_said_around_its_edits(responses, output, 
     with llm_server.running(answer=answer) as server:
         collect(server, responses, output, template="paper")
     accepted = [n for n in range(1, 40, 2) if n != 17]
-    assert [row["edited"] for row in read(output)] == [edited(n) for n in accepted]
+    assert [row["edited"] for row in read_jsonl(output)] == [edited(n) for n in accepted]
     assert "20 doubtful" in capsys.readouterr().out
 
 
@@ -166,30 +164,32 @@ def test_the_last_turn_of_a_conversation_is_edited(tmp_path, output):
     write_jsonl(tmp_path / "chat.jsonl", [{"messages": messages}])
     with llm_server.running(answer=editor) as server:
         collect(server, tmp_path / "chat.jsonl", output)
-        (prompt,) = server.asked
+        (prompt,) = server.received
     assert prompt.index("Hello") < prompt.index("Go on") < prompt.index(f"Response: {original(4)}")
-    (row,), (edit,) = read(output), sources.read(str(output))
+    (row,), (edit,) = read_jsonl(output), sources.read(str(output))
     assert row["messages"] == messages[:-1]
     assert (edit.original, edit.edited) == (original(4), edited(4))
     assert [turn.content for turn in edit.messages] == ["Hi", "Hello", "Go on"]
 
 
-def test_responses_that_no_reply_could_hold_are_named_and_not_asked(tmp_path, capsys, refused):
+def test_responses_too_long_for_a_reply_are_reported_and_not_sent(
+    tmp_path, output, capsys, refused
+):
     rows = [{"instruction": "q", "output": original(n) + " word" * 400 * (n < 7)} for n in range(9)]
-    write_jsonl(tmp_path / "rows.jsonl", rows)
-    output, sentence = tmp_path / "edits.jsonl", "a reply cannot hold the edit of 7 of 9 responses"
+    write_jsonl("rows.jsonl", rows)
+    sentence = (
+        "a reply cannot hold the edit of 7 of 9 responses (row 1, 2, 3, 4, 5, …), the longest"
+    )
     with llm_server.running(answer=editor) as server:
         for dry_run in (True, False):
-            fields = {"max_new_tokens": 300, "dry_run": dry_run}
-            collect(server, tmp_path / "rows.jsonl", output, **fields)
+            collect(server, "rows.jsonl", output, max_new_tokens=300, dry_run=dry_run)
             error = capsys.readouterr().err
-            assert f"{sentence} (row 1, 2, 3, 4, 5, …), the longest of about 5" in error
+            assert f"{sentence} of about 5" in error
             assert "set --config.max_new_tokens=700, or they are set aside" in error
-        assert len(server.asked) == 2
-        fields = {"input": tmp_path / "rows.jsonl", "provider": "openai", "base_url": server.url}
-        fields |= {"model": "m", "output": tmp_path / "none.jsonl", "limit": 7}
-        assert refused(collect_edits, max_new_tokens=300, **fields).endswith("max_new_tokens=700")
-    reasons = [row["reason"] for row in read(rejected_path(output))]
+        assert len(server.received) == 2
+        words = flags(server, "rows.jsonl", "none.jsonl", limit=7, max_new_tokens=300)
+        assert refused(collect_edits, *words).endswith("max_new_tokens=700")
+    reasons = [row["reason"] for row in read_jsonl(rejected_path(output))]
     assert reasons == ["too long"] * 7 + ["rewritten"]
 
 
@@ -198,7 +198,7 @@ def test_a_run_without_an_edit_fails(responses, output):
     failing = pytest.raises(InputError, match=f"no usable edit; {aside} the replies")
     with llm_server.running(answer=lambda prompt: "No.") as server, failing:
         collect(server, responses, output, limit=14)
-    assert len(read(rejected_path(output))) == 14
+    assert len(read_jsonl(rejected_path(output))) == 14
 
 
 def test_a_local_model_is_known_by_the_content_of_its_files(tmp_path):
@@ -211,9 +211,7 @@ def test_a_local_model_is_known_by_the_content_of_its_files(tmp_path):
     assert known[0] == known[1] != known[2]
 
 
-# --- killed and interrupted
-
-# The command, whose attempts follow each other at once.
+# The command without pauses between tries.
 COMMAND = """
 import request_cases
 from launch import collect_edits
@@ -226,7 +224,7 @@ asking.command(collect_edits.main, collect_edits.CONFIG, "")
 
 @contextlib.contextmanager
 def started(*args, **fields):
-    """The command in a process of its own."""
+    """The command in a new process."""
     command = [sys.executable, "-c", COMMAND, *flags(*args, **fields)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
@@ -237,9 +235,9 @@ def started(*args, **fields):
 
 
 def stop(process, signal_number, condition) -> bytes:
-    """Sends a signal when the condition holds; what the process then wrote to stderr."""
+    """Sends a signal when the condition holds; returns what the process then wrote to stderr."""
     while not condition():
-        assert process.poll() is None, process.stderr.read()
+        assert process.poll() is None, process.stderr.read_jsonl()
         time.sleep(0.001)
     process.send_signal(signal_number)
     _, error = process.communicate(timeout=50)
@@ -248,11 +246,10 @@ def stop(process, signal_number, condition) -> bytes:
 
 
 @pytest.mark.slow
-def test_stopped_again_and_again(tmp_path, request):
-    """Killed several times, then interrupted: nothing is lost, doubled or asked for again."""
+def test_killed_several_times_and_interrupted(tmp_path, request):
+    """Nothing is lost, doubled or requested again."""
     kills, concurrency, rng, known = request.config.getoption("--kills"), 4, random.Random(4), []
-    count = max(200, 30 * kills)
-    complete, stopped = tmp_path / "complete.jsonl", tmp_path / "stopped.jsonl"
+    count, complete, stopped = max(200, 30 * kills), tmp_path / "all.jsonl", tmp_path / "part.jsonl"
     responses = collect_cases.write_responses(tmp_path, count)
     with llm_server.running(llm_server.shaky(0.2), editor) as server:
         collect(server, responses, complete)
@@ -266,34 +263,34 @@ def test_stopped_again_and_again(tmp_path, request):
                 error = stop(process, number, lambda: server.delivered.total() >= until)  # noqa: B023
             assert files(complete)[0].startswith(files(stopped)[0])
             assert files(complete)[1].startswith(files(stopped)[1])
-            requests = [Request(prompt) for prompt in server.asked]
-            cached = cached_prompts(tmp_path, requests, "stopped.cache.sqlite", identity)
-            known.append({prompt: server.asked[prompt] for prompt in cached})
+            requests = [Request(prompt) for prompt in server.received]
+            cached = cached_prompts(tmp_path, requests, "part.cache.sqlite", identity)
+            known.append({prompt: server.received[prompt] for prompt in cached})
         assert error.decode().endswith("has saved, or begins again\n")
         with started(*command, **fields) as process:
             out, error = process.communicate(timeout=100)
             assert process.returncode == 0, error
         for prompts in known:  # what was cached at a stop was never sent again
-            assert all(server.asked[prompt] == asked for prompt, asked in prompts.items())
-        # Besides, what a killed program had been sent and had not yet written.
+            assert all(server.received[prompt] == count for prompt, count in prompts.items())
+        # Replies that a killed process had received and not yet written are sent twice.
         assert server.delivered.total() <= before + count - 1 + kills * concurrency
         assert 0 < len(known[0]) < len(known[-1]) < count - 1
     assert files(stopped) == files(complete)
-    assert f"{len(read(complete))} edits in".encode() in out
+    assert f"{len(read_jsonl(complete))} edits in".encode() in out
 
 
 @pytest.mark.slow
-def test_interrupted(responses, output):
-    """While all threads wait for a server that says nothing."""
-
+def test_interrupted_while_a_server_does_not_answer(responses, output):
     def plan(prompt, before):
         return "ok" if re.search("Response [02]:", prompt) else "timeout"
+
+    def is_waiting():
+        return server.now == 8 and output.exists() and output.stat().st_size
 
     with llm_server.running(plan, editor, stall=60) as server:
         with started(server, responses, output) as process:
             began = time.monotonic()
-            waiting = lambda: server.now == 8 and output.exists() and output.stat().st_size  # noqa: E731
-            error = stop(process, signal.SIGINT, waiting)
-        assert time.monotonic() - began < 30  # the server is silent for 60
+            error = stop(process, signal.SIGINT, is_waiting)
+        assert time.monotonic() - began < 30  # the server waits for 60
     assert error.decode().endswith("has saved, or begins again\n")
-    assert [row["id"] for row in read(output)] == ["1"]
+    assert [row["id"] for row in read_jsonl(output)] == ["1"]

@@ -74,7 +74,7 @@ def test_a_model_against_a_reference(capsys, provider, reply_format):
     with serve(key=llm_server.KEY) as server:
         url = server.url + ("/v1" if provider == "openai" else "")
         run_at(server, provider=provider, base_url=url, reply_format=reply_format)
-        assert sum(server.asked.values()) == PROMPTS
+        assert sum(server.received.values()) == PROMPTS
         sent = json.dumps(server.bodies)
     assert ("VERDICT" in sent) == (reply_format == "text")
     assert ('"enum": ["A", "B", "tie"]' in sent) == (reply_format == "json_schema")
@@ -153,7 +153,7 @@ def test_conversations_and_joined_inputs():
         write_json(f"{name}.json", [prompt | {"output": f"says {name}"} for prompt in prompts])
     with serve(answer=lambda prompt: "VERDICT: tie") as server:
         run_at(server)
-        asked = "".join(server.asked)
+        asked = "".join(server.received)
     transcript = "User: Hi.\n\nAssistant: Hello!\n\nUser: do 1"
     assert f"{transcript}\n" in asked
     shown = [row["instruction"] for row in result("eval.annotations.json")]

@@ -1,9 +1,8 @@
-"""The clients of language models: what comes back, and which kind every fault is of."""
+"""The clients of language models: replies, and the kind of every fault."""
 
 import asyncio
 import http.server
 import json
-import socket
 import ssl
 import subprocess
 import sys
@@ -22,12 +21,6 @@ REQUEST = Request("Why?", 77, 0.5)
 ANSWER = llm_server.echo("Why?")
 
 
-@pytest.fixture(autouse=True)
-def addresses(monkeypatch):
-    for name in PROVIDERS:
-        monkeypatch.delenv(f"{name.upper()}_BASE_URL", raising=False)
-
-
 @pytest.fixture(params=PROVIDERS)
 def provider(request) -> str:
     return request.param
@@ -38,7 +31,7 @@ def serve(action: str = "ok", **options):
 
 
 def ask(provider: str, url: str, *requests: Request, **options) -> list:
-    """The outcomes of requests, one after the other."""
+    """The outcomes of requests, which are sent one after the other."""
     options = {"base_url": f"{url}/v1", "retries": 0, "timeout": 20} | options
 
     async def run():
@@ -53,9 +46,9 @@ def ask(provider: str, url: str, *requests: Request, **options) -> list:
 
 @pytest.fixture
 def fault_of(caplog):
-    """What a request comes to when every try meets an action of the server.
+    """The outcome of a request if the server answers every try with the same action.
 
-    The key is in no exception, not in a printed chain of them, and in no log at level DEBUG.
+    Checks that the key is in no exception, no traceback and no log at level DEBUG.
     """
 
     def send(provider: str, action: str, tries: int = 1, **options):
@@ -75,24 +68,17 @@ def fault_of(caplog):
     return send
 
 
-# --- replies
-
-
-def test_a_reply(provider):
-    with serve(key=KEY) as server:
+@pytest.mark.parametrize(
+    ("action", "stop"), [("ok", "end"), ("slow", "end"), *(2 * (x,) for x in ("refusal", "length"))]
+)
+def test_a_request_and_its_reply(provider, action, stop):
+    with serve(action, key=KEY) as server:
         (reply,) = ask(provider, server.url)
         (body,) = server.bodies
-    assert reply == Reply(ANSWER, "end", 4, len(ANSWER))
+        assert server.delivered == {"Why?": 1}
+    assert reply == Reply(ANSWER, stop, 4, len(ANSWER))
     assert (body["model"], body["max_tokens"], body["temperature"]) == ("m", 77, 0.5)
     assert body["messages"] == [{"role": "user", "content": "Why?"}]
-
-
-@pytest.mark.parametrize("action", ["refusal", "length", "slow"])
-def test_why_a_reply_stopped(provider, action):
-    with serve(action) as server:
-        (reply,) = ask(provider, server.url)
-        assert (reply.text, reply.stop) == (ANSWER, "end" if action == "slow" else action)
-        assert server.delivered == {"Why?": 1}
 
 
 def chat(message, stop="stop", **usage) -> str:
@@ -115,16 +101,13 @@ THOUGHT = {"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}
 TEXT = {"type": "text", "text": "B"}
 COUNTS = {"choices": [], "usage": {"prompt_tokens": 7, "completion_tokens": 8}}
 OTHER = {"choices": [{"index": 1, "delta": {"content": "of another choice"}}]}
+STOP = {"stop_reason": "max_tokens"}
 CLAUDE = [
     {"type": "message_start", "message": {"usage": {"input_tokens": 7, "output_tokens": 1}}},
     {"type": "content_block_delta", "delta": {"type": "thinking_delta", "thinking": "hm"}},
     {"type": "content_block_delta", "delta": {"type": "text_delta", "text": "a"}},
     {"type": "content_block_delta", "delta": {"type": "text_delta", "text": "b"}},
-    {
-        "type": "message_delta",
-        "delta": {"stop_reason": "max_tokens"},
-        "usage": {"output_tokens": 8},
-    },
+    {"type": "message_delta", "usage": {"output_tokens": 8}, "delta": STOP},
 ]
 
 
@@ -165,12 +148,10 @@ def test_other_forms_of_an_answer(body, reply):
     assert received == reply if isinstance(reply, Reply) else reply in find_fault(received)
 
 
-# --- a schema
-
 SCHEMA = one_field("better", enum=["A", "B", "tie"])
 
 
-def test_a_reply_that_is_held_to_a_schema(provider):
+def test_a_reply_under_a_schema(provider):
     with serve(answer=lambda prompt: '{"better": "A"}') as server:
         (reply,) = ask(provider, server.url, Request("Why?", schema=SCHEMA))
         (body,) = server.bodies
@@ -182,7 +163,7 @@ def test_a_reply_that_is_held_to_a_schema(provider):
     }[provider]
 
 
-def test_a_model_that_takes_no_schema(provider):
+def test_a_model_without_support_for_schemas(provider):
     for message in (
         "This response_format type is unavailable now",
         "output_config: Extra inputs are not permitted",
@@ -195,12 +176,9 @@ def test_a_model_that_takes_no_schema(provider):
             assert ask(provider, server.url) == [Rejected(f"400: {message}")]
 
 
-# --- faults
-
-
 @pytest.mark.parametrize("action", llm_server.FAULTS)
-def test_a_fault_that_may_pass(fault_of, provider, action):
-    """The official clients try again after those of the server and the network."""
+def test_temporary_faults(fault_of, provider, action):
+    """The official clients try again after faults of the server and of the network."""
     tries = 1 if action in llm_server.BROKEN else 2
     fault = fault_of(provider, action, tries)
     messages = {
@@ -216,8 +194,8 @@ def test_a_fault_that_may_pass(fault_of, provider, action):
     assert next(text for names, text in messages.items() if action in names) in fault
 
 
-def test_the_pause_that_a_server_wants(fault_of, provider, monkeypatch):
-    """A date is counted from the answer's own, though that clock is wrong."""
+def test_retry_after(fault_of, provider, monkeypatch):
+    """A date is relative to that of the answer, even if the server's clock is wrong."""
     date, there = http.server.BaseHTTPRequestHandler.date_time_string, time.time() + 9999
     monkeypatch.setattr(llm_server.Handler, "date_time_string", lambda self: date(self, there))
     for header, tries, fault in (
@@ -228,17 +206,16 @@ def test_the_pause_that_a_server_wants(fault_of, provider, monkeypatch):
         assert fault in str(fault_of(provider, "429 after", tries, pause=header))
 
 
-def test_a_request_that_is_refused(fault_of, provider):
-    for message in (
-        "400: the prompt is too long",
-        "413: no",
-        "422: no",
-        "400: temperature: 0 to 1",
-    ):
+def test_rejected_requests(fault_of, provider, monkeypatch):
+    messages = "400: the prompt is too long", "413: no", "422: no", "400: temperature: 0 to 1"
+    for message in messages:
         assert fault_of(provider, message.replace(":", "", 1)) == Rejected(message)
-    with serve() as server:
-        (outcome,) = ask(provider, server.url, Request("a\ud83d"))
-    assert "surrogates not allowed" in outcome.reason
+    assert fault_of(provider, f"400 {KEY}") == Rejected("400: [key]")
+    monkeypatch.setenv(f"{provider.upper()}_API_KEY", "x")  # a placeholder is no secret
+    with serve("400 max exceeded") as server:
+        outcome, invalid = ask(provider, server.url, REQUEST, Request("a\ud83d"))
+    assert outcome == Rejected("400: max exceeded")
+    assert "surrogates not allowed" in invalid.reason
 
 
 @pytest.mark.parametrize(
@@ -253,21 +230,14 @@ def test_a_request_that_is_refused(fault_of, provider):
         ("405 no", "(405: no); check"),
     ],
 )
-def test_what_every_request_would_meet_stops_the_run(fault_of, provider, action, message):
+def test_faults_of_every_request_stop_the_run(fault_of, provider, action, message):
     fault = fault_of(provider, action)
     assert type(fault) is InputError
     assert message.format(provider.upper()) in str(fault)
 
 
-def test_a_message_that_repeats_the_key(fault_of, provider, monkeypatch):
-    assert fault_of(provider, f"400 {KEY}") == Rejected("400: [key]")
-    monkeypatch.setenv("OPENAI_API_KEY", "x")  # a placeholder is no secret
-    with serve("400 max exceeded") as server:
-        assert ask("openai", server.url) == [Rejected("400: max exceeded")]
-
-
 @pytest.mark.parametrize("fields", [["temperature"], ["temperature", "max_tokens"]])
-def test_a_model_that_does_not_take_a_field(provider, fields):
+def test_fields_that_a_model_refuses_are_left_out(provider, fields):
     fields = fields[: 1 + (provider == "openai")]
     with serve(**dict.fromkeys(fields, False)) as server:
         replies = ask(provider, server.url, REQUEST, REQUEST)
@@ -278,10 +248,7 @@ def test_a_model_that_does_not_take_a_field(provider, fields):
         assert len(server.bodies) == len(fields) + 2
 
 
-# --- keys, addresses, proxies, certificates
-
-
-def test_no_key(monkeypatch, provider):
+def test_a_local_server_needs_neither_key_nor_proxy(monkeypatch, provider):
     variable = f"{provider.upper()}_API_KEY"
     for value in ("", " "):
         monkeypatch.setenv(variable, value)
@@ -289,10 +256,7 @@ def test_no_key(monkeypatch, provider):
             with pytest.raises(InputError, match=f"set the environment variable {variable}"):
                 Client(provider, "m", base_url=url)
     monkeypatch.delenv(variable)
-    with socket.socket() as listening:  # and no proxy to this machine
-        listening.bind(("127.0.0.1", 0))
-        free_port = listening.getsockname()[1]
-    monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{free_port}")
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")  # where no server listens
     monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:9")
     with serve() as server:
         assert ask(provider, "", base_url=f"  {server.url}/v1 ")[0].stop == "end"
@@ -314,7 +278,7 @@ def test_no_key(monkeypatch, provider):
         ({"missing": "openai"}, r"pip install 'fgrlhf_jax\[collect\]'"),
     ],
 )
-def test_what_cannot_be_connected_to(monkeypatch, options, message):
+def test_settings_that_allow_no_connection(monkeypatch, options, message):
     url = options.pop("base_url", "")
     if library := options.pop("missing", ""):
         monkeypatch.setitem(sys.modules, library, None)
@@ -325,19 +289,19 @@ def test_what_cannot_be_connected_to(monkeypatch, options, message):
     assert KEY not in str(caught.value)
 
 
-def test_the_address_is_the_configs_alone(monkeypatch):
-    """An environment variable would be something that determines a reply unseen."""
+def test_only_the_config_sets_the_address(monkeypatch):
+    """An environment variable would change replies without a trace in the config."""
     with serve() as server, serve() as other:
         monkeypatch.setenv("ANTHROPIC_BASE_URL", other.url)
         monkeypatch.setenv("OPENAI_BASE_URL", other.url + "/v1")
-        for path in ("", "/", "/v1", "/v1/"):  # a last slash and a version do not matter
+        for path in ("", "/", "/v1", "/v1/"):
             ask("anthropic", "", base_url=server.url + path)
         ask("openai", "", base_url=server.url + "/v1/")
         assert set(server.paths) == {"/v1/messages", "/v1/chat/completions"}
         assert not other.bodies
 
 
-def test_a_certificate_of_ones_own(provider, tmp_path, monkeypatch):
+def test_a_self_signed_certificate(provider, tmp_path, monkeypatch):
     key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
     command = "openssl req -x509 -nodes -newkey rsa:2048 -days 2 -subj /CN=localhost"
     command += f" -addext subjectAltName=DNS:localhost -keyout {key} -out {certificate}"

@@ -1,4 +1,4 @@
-"""A checkpoint in the place of an API: a reply depends on its request alone."""
+"""A local checkpoint in place of an API: a reply depends on its request alone."""
 
 import ppo_cases
 import pytest
@@ -43,7 +43,7 @@ def sampled(send) -> list[Reply]:
     return send(requests())
 
 
-def test_greedy_replies_are_those_of_generation(policy, send, sampled):
+def test_greedy_replies_equal_generate(policy, send, sampled):
     model = LanguageModel.load(policy)
     responses = model.generate(TEXTS, SamplingParams(max_new_tokens=6))
     replies = send(requests(0.0))
@@ -54,20 +54,17 @@ def test_greedy_replies_are_those_of_generation(policy, send, sampled):
     assert {reply.stop for reply in sampled} == {"end", "length"}
 
 
-def test_a_reply_does_not_depend_on_the_other_requests(policy, send, sampled):
+def test_a_reply_depends_on_the_request_and_the_seed_alone(policy, send, sampled):
     assert send(requests()[::-1])[::-1] == sampled
     assert send(requests()[:1]) == sampled[:1]
     assert send([*requests(0.0), *requests()])[9:] == sampled
     assert local.connect(policy, **OPTIONS | {"batch_size": 16})(requests()) == sampled
-
-
-def test_another_seed_or_request_is_another_draw(policy, sampled, send):
     other_seed = local.connect(policy, **OPTIONS, seed=1)
     for replies in (other_seed(requests()), send(requests(0.99))):
         assert [r.text for r in replies] != [r.text for r in sampled]
 
 
-def test_max_tokens_of_each_request_and_prompts_that_are_too_long(send, sampled):
+def test_max_tokens_of_each_request_and_long_prompts(send, sampled):
     replies = send([Request(TEXTS[0], max_tokens=n, temperature=1.0) for n in (1, 2, 1)])
     assert [reply.output_tokens for reply in replies] == [1, 2, 1]
     assert replies[0] == replies[2]
