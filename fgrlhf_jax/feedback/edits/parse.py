@@ -47,9 +47,8 @@ _LINE = re.compile(r"\S.*")
 _ITEM = re.compile(r"\s*(?:[-*+•–|#>`~]|\(?\w{1,3}[.)]\s)")  # of a list, a table, a block of code
 _SENTENCE_END = re.compile(r"(?:[.!?:…][*_\"')]*(?=\s)|[。！？：]|\n)\s*")
 _LABEL = re.compile(r"\W{0,3}(?:\w{1,30}\W{1,3}){0,3}?\w{1,30}\s?(?::(?![\w/])|[：﹕︰])")
-_NO_ENDS, _QUOTES = "|*_~#<>=—–", '"“”«»'  # of a text
+_NO_ENDS, _QUOTES = "|*_~#<>=—–$", '"“”«»'  # of a text
 _ESCAPED = re.compile(r"&(?:amp|lt|gt|quot|apos|#0*39|#x0*27);")  # what a form may ask for
-_SIGN = re.compile(r"[^\w\s,;)\"'…]\s*[\"'“]?\Z")
 _REMARK = re.compile(  # in brackets, or behind a slash …
     r"(?<!\s)\s*+[(\[{（【［][^()\[\]{}（）【】［］]*+[)\]}）】］][^\w(\[{（【［]*\Z"
     r"|(?<=[.!?…。！？])(?:\s++[#/|]|\s*+<).*+\Z"
@@ -73,8 +72,7 @@ def read_tags(reply: str, tag: str) -> str | None:
     unclosed = marks and marks[-1][0][1] != "/" and "|" not in marks[-1][0]
     if answer.count(opening) != 1 or answer.count(closing) != 1 or unclosed:
         return None
-    _, _, behind = answer.partition(opening)
-    text, closed, _ = behind.partition(closing)
+    text, closed, _ = answer.partition(opening)[2].partition(closing)
     return text if closed else None
 
 
@@ -120,8 +118,7 @@ def _choose(parts: Mapping[str, Span], text: str, original: str) -> str:
     if _distance(text, original) - _distance(best, original) < outside / 2:
         return ""
     limit = min(_UNRELATED, (1 + ratios[best]) / 2)
-    behind = [part for part in ratios if parts[part][0] >= parts[best][1]]
-    if any(ratios[part] < limit for part in behind):
+    if any(ratios[part] < limit for part in ratios if parts[part][0] >= parts[best][1]):
         raise Doubtful
     return best
 
@@ -173,9 +170,8 @@ def _enclosed(text: str, original: str) -> str:
 
 def _signs(pattern: re.Pattern, text: str) -> list[Span]:
     """Where quotes, brackets and the like stand, at the starts or the ends of lines."""
-    kinds = ("Pi", "Pf", "Ps", "Pe")
     matches = pattern.finditer(text)
-    return [m.span(1) for m in matches if m[2] or unicodedata.category(m[1]) in kinds]
+    return [m.span(1) for m in matches if m[2] or re.match("P[ifse]", unicodedata.category(m[1]))]
 
 
 def _encloses(text: str, a: int, b: int, c: int, d: int, original: str) -> bool:
@@ -199,7 +195,7 @@ def _without_frame(text: str, original: str) -> str:
     edit, more_lines = text, len(_LINE.findall(text)) > len(_LINE.findall(original))
     starts = [match.end() for match in _SENTENCE_END.finditer(edit)]
     places = [m.start() for m in WORD.finditer(edit) if m[0] in _words(original)[:1]]
-    starts += [start for start in places[:1] if _SIGN.search(edit, 0, start)]
+    starts += [start for start in places if not (edit[:start].rstrip() or "-")[-1].isalnum()]
     starts = sorted(start for start in starts if edit[start:])
     cut, inserted = _frame(edit, original, starts, before=True, mostly=more_lines)
     if cut and not (_ITEM.match(edit) and _ITEM.match(original)):
@@ -213,6 +209,10 @@ def _without_frame(text: str, original: str) -> str:
     starts += [m.end() for m in _SENTENCE_END.finditer(edit) if _LABEL.match(edit, m.end())]
     remarks = [match for match in _REMARK.finditer(edit) if match[0].strip() not in original]
     starts += [match.start() for match in remarks]
+    last = re.escape((_words(original) or ["."])[-1])
+    ends = rf"(?<![A-Z\d])(?:{last}|[.!?…。！？])[*_\"'”’)]*+\s*+(?!\W*[a-z])(?=\D{{1,200}}\Z)"
+    places = [match.end() for match in re.finditer(ends, edit)]
+    starts += [n for n in places if _is_new(edit[n:], original + edit[:n], 10)]
     if _ends_in(edit, "QUESTION MARK"):
         starts += [0, *(match.end() for match in _SENTENCE_END.finditer(edit))][-1:]
     starts.sort(reverse=True)
@@ -235,14 +235,15 @@ def _without_frame(text: str, original: str) -> str:
     return edit
 
 
+def _is_new(part: str, text: str, most: int = 1000) -> bool:
+    """Whether a part has at most so many words, and a text less than half of them."""
+    known = {word.lower() for word in _words(text)}
+    words = [word.lower() for word in _words(part) if word[0].isalnum()]
+    return len(words) <= most and len(words) < 2 * sum(w not in known for w in words)
+
+
 def _looks_framed(edit: str, original: str) -> bool:
-    """Whether ends that replace the original's are a label, other words or half a pair."""
-    known = {word.lower() for word in _words(original)}
-
-    def is_new(part: str, most: int = 1000) -> bool:
-        words = [word.lower() for word in _words(part) if word[0].isalnum()]
-        return len(words) <= most and len(words) < 2 * sum(w not in known for w in words)
-
+    """Whether its ends are a label, other words or half a pair, or it is a text twice."""
     lines = [line for line in _LINE.findall(edit) if line[0] == "#" or not _ITEM.match(line)]
     counts = [[len(p.findall(t)) for p in (_LINE, _SENTENCE_END)] for t in (edit, original)]
     more_lines, more_sentences = (a > b for a, b in zip(*counts, strict=True))
@@ -255,11 +256,13 @@ def _looks_framed(edit: str, original: str) -> bool:
     label, last = _LABEL.match(edit), edit[-1:] if edit[-1:] != original[-1:] else ""
     is_labelled = label and not (_LABEL.match(original) or _ITEM.match(edit, label.end()))
     is_half_quoted = sum(map(edit.count, _QUOTES)) % 2 and last in _QUOTES
+    parts = lines[:1] + lines[1:][-1:] if more_lines else []
+    parts += [m[0] for m in _REMARK.finditer(edit) if not _REMARK.search(original)]
     return (
         bool(is_labelled or (last and (last in _NO_ENDS or is_half_quoted)))
-        or (more_lines and any(map(is_new, lines[:1] + lines[1:][-1:])))
-        or (more_sentences and is_new(first, most))
-        or (not _REMARK.search(original) and any(is_new(m[0]) for m in _REMARK.finditer(edit)))
+        or any(_is_new(part, original) for part in parts)
+        or edit[: len(edit) // 2].strip() == edit[(len(edit) + 1) // 2 :].strip() != ""
+        or (more_sentences and _is_new(first, original, most))
         or any(tag[1] in "|｜" for tag in tags)
         or not all(opened)
         or fences[0] > fences[1]
@@ -269,10 +272,7 @@ def _looks_framed(edit: str, original: str) -> bool:
 def _frame(
     text: str, original: str, cuts: Sequence[int], *, before: bool, mostly: bool
 ) -> tuple[int, bool]:
-    """The last of the cuts beyond which all words (``mostly``: half) are inserted; whether all are.
-
-    The cut is 0 where there is none.
-    """
+    """The last cut, or 0, beyond which all words (``mostly``: half) are inserted; if all are."""
     distance, words, last, inserted = _distance(text, original), len(_words(text)), 0, True
     for cut in cuts[:_LONGEST_FRAME]:
         rest = text[cut:] if before else text[:cut]
@@ -295,5 +295,5 @@ def _count_signs(text: str) -> int:
 
 def _ends_in(line: str, name: str) -> bool:
     """Whether the last character is a colon, a question mark … of any script."""
-    words = unicodedata.name(line.rstrip("*_ \t)\"'")[-1:] or " ", "").split()
-    return words[-len(name.split()) :] == name.split()
+    sign = line.rstrip("*_ \t)\"'")[-1:] or " "
+    return f" {unicodedata.name(sign, '')}".endswith(f" {name}")

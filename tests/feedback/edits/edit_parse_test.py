@@ -99,8 +99,13 @@ def test_json_comes_off(value, form):
 
 
 DOUBTFUL = [
-    f"Sure! {EDITED}",
-    f"Antwort: {EDITED}",
+    *(f"{head} {EDITED}" for head in ("Sure!", "OK,", "A)", "Antwort:", "Edited -", "-")),
+    *(
+        f"{EDITED}{x}"
+        for x in ("END", "…END", "Hope it helps!", "希望对你有帮助！", "¹", r"\n", " $")
+    ),
+    *(f"{EDITED} {x}" for x in ("Viel Erfolg!", "I hope so, too.", "✅", "# edited", "FIN")),
+    f'The text is "{EDITED}".',
     f"### Edited response\n\n{EDITED}",
     f"{EDITED}\n\nNote: I changed it.",
     f"{EDITED}\n注：我改了城市。",
@@ -111,22 +116,18 @@ DOUBTFUL = [
     f"Hier:\n\n{ORIGINAL}",
     f"{ORIGINAL}\n\nMöchten Sie mehr?",
     f"{ORIGINAL}\n\n{EDITED}",
+    f"{EDITED} {EDITED}",
     f"Option 1: {EDITED}\nOption 2: It is Paris.",
     f"Question: What is it?\n\nResponse: {EDITED}",
     f"**Edited response:** {EDITED}",
-    f"- {EDITED}",
     f"\\boxed{{{EDITED}}}",
     f"{EDITED}###",
-    f"{EDITED} ✅",
     f"<think>hmm {EDITED}",
     f"[THINK]Lyon? {EDITED}<|eot_id|>",
     "<think>The capital of France is Paris, not Lyon. It has many parks.</s>",
     f'edited_response="{EDITED}"',
-    f"Edited - {EDITED}",
-    f"{EDITED} # edited",
     f"{EDITED}<|eot",
     f"{EDITED} Möchten Sie mehr?",
-    rf"{EDITED}\n",
     EDITED.replace("Paris", "~~Lyon~~ **Paris**"),
     EDITED.replace("Paris", "[-Lyon-] {+Paris+}"),
     EDITED.replace("Paris", "Lyon → Paris"),
