@@ -42,19 +42,19 @@ def choose_buckets(lengths: Sequence[int], count: int) -> tuple[int, ...]:
     Exact, by dynamic programming over the widths; deterministic.
     """
     widths, rows = np.unique(-(-np.asarray(lengths, int) // 8) * 8, return_counts=True)
-    before = np.concatenate([[0], np.cumsum(rows)])  # number of rows in the first n widths
-    columns = np.where(before == 0, 0.0, np.inf)  # least padded columns for them, with 0 buckets
-    firsts = []
+    rows_before = np.concatenate([[0], np.cumsum(rows)])  # number of rows in the first n widths
+    cost = np.where(rows_before == 0, 0.0, np.inf)  # least padded columns for them, with 0 buckets
+    starts = []
     for _ in range(min(count, len(widths))):
         # Add a bucket: widths[j] takes the rows of widths[i] to widths[j].
-        padded = columns[:-1, None] + widths * (before[1:] - before[:-1, None])
+        padded = cost[:-1, None] + widths * (rows_before[1:] - rows_before[:-1, None])
         padded = np.where(np.tri(len(widths), k=-1, dtype=bool), np.inf, padded)
-        firsts.append(padded.argmin(axis=0))
-        columns = np.concatenate([[np.inf], padded.min(axis=0)])
+        starts.append(padded.argmin(axis=0))
+        cost = np.concatenate([[np.inf], padded.min(axis=0)])
     buckets, end = [], len(widths)
-    for first in reversed(firsts):
+    for start in reversed(starts):
         buckets.append(int(widths[end - 1]))
-        end = first[end - 1]
+        end = start[end - 1]
     return tuple(reversed(buckets))
 
 

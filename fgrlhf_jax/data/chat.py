@@ -20,13 +20,13 @@ from fgrlhf_jax.data.tokenizers import Tokenizer
 from fgrlhf_jax.errors import InputError
 
 OTHER_TEMPLATE = "--config.template=alpaca (or plain)"
-_UNTYPED = f"\ue000{secrets.token_hex(8)}"  # private use character and a random text
+_MARKER = f"\ue000{secrets.token_hex(8)}"  # private use character and a random text
 # Prompts must not depend on the clock: the day is always Llama 3's default.
-_FORMS = (f"%{form}" for form in (*"aAbBdeDFHIjmMpSTuUwWyYZ", "-d", "-e", "-m", "-H", "-I"))
-_DAY = {form: datetime.datetime(2024, 7, 26, 12).strftime(form) for form in _FORMS}
-_FORM = "form" + "".join(f"|replace({name!r}, {value!r})" for name, value in _DAY.items())
-_CLOCK = f"{{% macro strftime_now(form) %}}{{{{ {_FORM} }}}}{{% endmacro %}}{{{{ '' }}}}"
-_FLAGS = ("single_word", "lstrip", "rstrip", "normalized")  # of an added token
+_DATE_FORMATS = (f"%{form}" for form in (*"aAbBdeDFHIjmMpSTuUwWyYZ", "-d", "-e", "-m", "-H", "-I"))
+_FIXED_DATE = {form: datetime.datetime(2024, 7, 26, 12).strftime(form) for form in _DATE_FORMATS}
+_FORMAT = "form" + "".join(f"|replace({name!r}, {value!r})" for name, value in _FIXED_DATE.items())
+_STRFTIME = f"{{% macro strftime_now(form) %}}{{{{ {_FORMAT} }}}}{{% endmacro %}}{{{{ '' }}}}"
+_TOKEN_FLAGS = ("single_word", "lstrip", "rstrip", "normalized")  # of an added token
 
 
 class Parts(NamedTuple):
@@ -53,14 +53,14 @@ def render_chat(
 
     Raises InputError with the template's error message if it fails.
     """
-    answers = [] if answer is None else [Message("assistant", answer)]
+    reply = [] if answer is None else [Message("assistant", answer)]
     try:
         source = tokenizer.get_chat_template()
         return tokenizer.apply_chat_template(
-            [dataclasses.asdict(message) for message in [*messages, *answers]],
+            [dataclasses.asdict(message) for message in [*messages, *reply]],
             tokenize=False,
             add_generation_prompt=answer is None,
-            chat_template=f"{_CLOCK if 'strftime_now' in source else ''}{source}",
+            chat_template=f"{_STRFTIME if 'strftime_now' in source else ''}{source}",
             date_string="26 Jul 2024",
         )
     except Exception as error:  # a template is a program, which may raise anything
@@ -84,13 +84,13 @@ def shows_user(tokenizer: Tokenizer, template: str) -> bool:
 
 def check_opening(tokenizer: Tokenizer) -> str:
     """A warning if the chat template does not write answers directly after its prompt, else ""."""
-    opened = ""
+    opening = ""
     with contextlib.suppress(InputError):  # it wants other turns, which a file may have
         texts = [render_chat(tokenizer, [Message("user", "a")], answer) for answer in (None, "b")]
-        opened = texts[0][Prefix.similarity(*texts) :]
-    reason = f"prompts end with {opened!r:.60}, which is not written before a given response"
+        opening = texts[0][Prefix.similarity(*texts) :]
+    reason = f"prompts end with {opening!r:.60}, which is not written before a given response"
     advice = "give responses that continue it, such as a thought with its end"
-    return f"template=chat: {reason}; {advice}" if opened else ""
+    return f"template=chat: {reason}; {advice}" if opening else ""
 
 
 def chat_parts(tokenizer: Tokenizer, messages: Sequence[Message], response: str | None) -> Parts:
@@ -102,20 +102,20 @@ def chat_parts(tokenizer: Tokenizer, messages: Sequence[Message], response: str 
     prompt = render_chat(tokenizer, messages)
     if response is None:
         return Parts(prompt)
-    answer = f"{_UNTYPED}="  # differs from _UNTYPED names that a message may contain
+    marker = f"{_MARKER}="  # differs from _UNTYPED names that a message may contain
     try:
-        whole = render_chat(tokenizer, messages, response)
-        before, _, after = render_chat(tokenizer, messages, answer).partition(answer)
+        rendered = render_chat(tokenizer, messages, response)
+        before, _, after = render_chat(tokenizer, messages, marker).partition(marker)
     except InputError:  # some templates require the user's turn last
-        whole, before, after = "", prompt, ""
-    written = whole[len(before) : len(whole) - len(after)]
+        rendered, before, after = "", prompt, ""
+    inserted = rendered[len(before) : len(rendered) - len(after)]
     opening = before[len(prompt) :]
     if (
-        whole == prompt + opening + written + after
-        and written.strip() == response.strip()
+        rendered == prompt + opening + inserted + after
+        and inserted.strip() == response.strip()
         and not tokenize(tokenizer, opening, control=True).controls
     ):
-        return Parts(prompt, opening, written, after)
+        return Parts(prompt, opening, inserted, after)
     return Parts(prompt, response=response)
 
 
@@ -132,27 +132,27 @@ def encode_chat(
     text = "".join(parts)
     tokens = tokenize(tokenizer, text, control=True)
     roles = tuple(message.role for message in messages)
-    own = own_controls(tokenizer, str(tokenizer.chat_template), roles, response is None)
-    if [tokens.ids[place] for place in tokens.controls] == own:
+    expected = template_controls(tokenizer, str(tokenizer.chat_template), roles, response is None)
+    if [tokens.ids[position] for position in tokens.controls] == expected:
         return parts, tokens
-    parts = _name_controls(tokenizer, messages, response, parts, tokens)
+    parts = _mark_controls(tokenizer, messages, response, parts, tokens)
 
-    text, backend, ours, special = "".join(parts), tokenizer.backend_tokenizer, {}, set()
+    text, backend, original_id, special = "".join(parts), tokenizer.backend_tokenizer, {}, set()
     renamed = tokenizers.Tokenizer(backend.model)
     renamed.normalizer, renamed.pre_tokenizer = backend.normalizer, backend.pre_tokenizer
     for index, token in backend.get_added_tokens_decoder().items():
-        content = f"{_UNTYPED}+{index}+" if token.special else token.content
-        flags = {name: getattr(token, name) for name in _FLAGS}
+        content = f"{_MARKER}+{index}+" if token.special else token.content
+        flags = {name: getattr(token, name) for name in _TOKEN_FLAGS}
         renamed.add_tokens([tokenizers.AddedToken(content, **flags)])
-        ours[renamed.token_to_id(content)] = index
+        original_id[renamed.token_to_id(content)] = index
         special |= {renamed.token_to_id(content)} if token.special else set()
     encoding = renamed.encode(text, add_special_tokens=False)
     tokens = _tokens(text, encoding.ids, encoding.offsets, special)
-    return parts, tokens._replace(ids=[ours.get(i, i) for i in tokens.ids])
+    return parts, tokens._replace(ids=[original_id.get(i, i) for i in tokens.ids])
 
 
 @functools.lru_cache(maxsize=256)
-def own_controls(
+def template_controls(
     tokenizer: Tokenizer, template: str, roles: tuple[str, ...], is_prompt: bool
 ) -> list[int] | None:
     """The ids of the control tokens around short messages; None if the template rejects them."""
@@ -162,10 +162,10 @@ def own_controls(
     except InputError:
         return None
     tokens = tokenize(tokenizer, "".join(parts), control=True)
-    return [tokens.ids[place] for place in tokens.controls]
+    return [tokens.ids[index] for index in tokens.controls]
 
 
-def _name_controls(
+def _mark_controls(
     tokenizer: Tokenizer,
     messages: Sequence[Message],
     response: str | None,
@@ -179,37 +179,37 @@ def _name_controls(
     or only the latter.
     """
     contents = "".join([*(message.content for message in messages), response or ""])
-    before, behind = [chr(code) for code in range(0xE100, 0xF8FF) if chr(code) not in contents][:2]
-    spelt = {"".join(parts)[start:end] for start, end in tokens.controls.values()} - {""}
-    firsts = [rf"{re.escape(token[0])}(?={re.escape(token[1:])})" for token in sorted(spelt)]
-    unmark = str.maketrans("", "", before + behind)
+    left, right = [chr(code) for code in range(0xE100, 0xF8FF) if chr(code) not in contents][:2]
+    spellings = {"".join(parts)[start:end] for start, end in tokens.controls.values()} - {""}
+    splits = [rf"{re.escape(token[0])}(?={re.escape(token[1:])})" for token in sorted(spellings)]
+    marks = str.maketrans("", "", left + right)
 
     def render(patterns: Sequence[str]) -> Parts:
         def mark(content: str) -> str:
             return re.sub(
                 "|".join(patterns),
-                lambda match: f"{match[0][:-1]}{before}{match[0][-1]}{behind}",
+                lambda match: f"{match[0][:-1]}{left}{match[0][-1]}{right}",
                 content,
             )
 
         marked = [dataclasses.replace(turn, content=mark(turn.content)) for turn in messages]
         return chat_parts(tokenizer, marked, None if response is None else mark(response))
 
-    for patterns in ([r"\S"], [*firsts, r"\A\s*\S", r"\S(?=\s*\Z)"]):
+    for patterns in ([r"\S"], [*splits, r"\A\s*\S", r"\S(?=\s*\Z)"]):
         with contextlib.suppress(InputError):
             marked = render(patterns)
-            if Parts(*(part.translate(unmark) for part in marked)) == parts:
+            if Parts(*(part.translate(marks) for part in marked)) == parts:
                 break
     else:
-        marked = render(firsts or ["(?!)"])
-    names = []
+        marked = render(splits or ["(?!)"])
+    texts = []
     for part in marked:
         ids, _, controls = tokenize(tokenizer, part, control=True)
-        for place, (start, end) in reversed(controls.items()):
-            if end - start > 1 or part[start - 1 : start] != before:  # not from a message
-                part = f"{part[:start]}{_UNTYPED}+{ids[place]}+{part[end:]}"
-        names.append(part.translate(unmark))
-    return Parts(*names)
+        for index, (start, end) in reversed(controls.items()):
+            if end - start > 1 or part[start - 1 : start] != left:  # not from a message
+                part = f"{part[:start]}{_MARKER}+{ids[index]}+{part[end:]}"
+        texts.append(part.translate(marks))
+    return Parts(*texts)
 
 
 def tokenize(tokenizer: Tokenizer, text: str, *, control: bool = False) -> Tokens:
@@ -224,21 +224,21 @@ def tokenize(tokenizer: Tokenizer, text: str, *, control: bool = False) -> Token
     added = tokenizer.backend_tokenizer.get_added_tokens_decoder() if control else {}
     special = {index for index, token in added.items() if token.special}
     tokens = _tokens(text, encoded["input_ids"], encoded["offset_mapping"], special)
-    for place, (start, end) in [*tokens.controls.items()]:
-        if tokens.ids[place] == tokenizer.unk_token_id and text[start:end] != tokenizer.unk_token:
-            del tokens.controls[place]  # an unknown character
+    for i, (start, end) in [*tokens.controls.items()]:
+        if tokens.ids[i] == tokenizer.unk_token_id and text[start:end] != tokenizer.unk_token:
+            del tokens.controls[i]  # an unknown character
     return tokens
 
 
 def _tokens(text: str, ids: list[int], offsets: list[tuple[int, int]], special) -> Tokens:
     """Adds the spans of the ``special`` ids, without the blanks that they may cover."""
     controls = {}
-    for place, index in enumerate(ids):
+    for position, index in enumerate(ids):
         if index in special:
-            start, end = offsets[place]
+            start, end = offsets[position]
             covered = text[start:end]
             start += len(covered) - len(covered.lstrip())
-            controls[place] = start, start + len(covered.strip())
+            controls[position] = start, start + len(covered.strip())
     return Tokens(ids, offsets, controls)
 
 
@@ -249,22 +249,22 @@ def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, template: str = "cha
     chat template writes it, since texts never become control tokens.
     """
     added = tokenizer.added_tokens_decoder
-    written = {tokenizer.bos_token_id, tokenizer.eos_token_id}
+    used = {tokenizer.bos_token_id, tokenizer.eos_token_id}
     if template == "chat" and (source := str(tokenizer.chat_template or "")):
-        written |= {index for index, token in added.items() if token.content in source}
+        used |= {index for index, token in added.items() if token.content in source}
         for roles in (("user",), ("system", "user"), ("user", "assistant", "user")):
             for is_prompt in (True, False):
-                written.update(own_controls(tokenizer, source, roles, is_prompt) or ())
-    beyond = {
+                used.update(template_controls(tokenizer, source, roles, is_prompt) or ())
+    missing = {
         index: token
         for token, index in tokenizer.get_vocab().items()
         if index >= vocab_size
-        if not (index in added and added[index].special) or index in written
+        if not (index in added and added[index].special) or index in used
     }
-    if beyond:
+    if missing:
         raise InputError(
-            f"tokenizer: {len(beyond)} of its tokens, such as {beyond[max(beyond)]!r} with id "
-            f"{max(beyond)}, do not fit the model's vocabulary of {vocab_size}; use the tokenizer "
+            f"tokenizer: {len(missing)} of its tokens, such as {missing[max(missing)]!r} with id "
+            f"{max(missing)}, do not fit the model's vocabulary of {vocab_size}; use the tokenizer "
             "that belongs to the checkpoint"
         )
 
@@ -276,13 +276,13 @@ def check_end_of_turn(tokenizer: Tokenizer, template: str, ends: Collection[int]
         with contextlib.suppress(InputError):  # it requires other turns, which a file may have
             parts = chat_parts(tokenizer, (Message("user", "a"),), "a")
     tokens = tokenize(tokenizer, parts.closing, control=True)
-    written = [tokenizer.convert_ids_to_tokens(tokens.ids[place]) for place in tokens.controls]
-    end = [*written, parts.closing.strip() or tokenizer.eos_token][0]
-    known = tokenizer.convert_ids_to_tokens([i for i in ends if i < len(tokenizer)])
-    if end in known:
+    controls = [tokenizer.convert_ids_to_tokens(tokens.ids[index]) for index in tokens.controls]
+    end = [*controls, parts.closing.strip() or tokenizer.eos_token][0]
+    stops = tokenizer.convert_ids_to_tokens([i for i in ends if i < len(tokenizer)])
+    if end in stops:
         return ""
     return (
         f"template={template} ends a turn with {end!r:.60}, and a response ends with "
-        f"{', '.join(known)}: it may run on; correct eos_token_id in generation_config.json or "
+        f"{', '.join(stops)}: it may run on; correct eos_token_id in generation_config.json or "
         "give another template"
     )

@@ -21,9 +21,9 @@ _NOT_TEXT |= {"audio", "audios", "image", "images", "video", "videos", "chat_tem
 _THOUGHTS = {"reasoning", "reasoning_content", "reasoning_details", "thinking", "thinking_blocks"}
 
 
-def check_texts(value: Mapping[str, Any], where: str, more: Iterable[str] = ()) -> None:
-    """Raises InputError for a row or message with tools, images or the fields in ``more``."""
-    for name in sorted(_NOT_TEXT.union(more) & value.keys()):
+def check_texts(value: Mapping[str, Any], where: str, fields: Iterable[str] = ()) -> None:
+    """Raises InputError for a row or message with tools, images or the fields in ``fields``."""
+    for name in sorted(_NOT_TEXT.union(fields) & value.keys()):
         if parse_list(value[name]):
             raise InputError(
                 f"{where}: has the field {name}, and only texts are supported; leave such rows "
@@ -55,8 +55,8 @@ def parse_turns(value: Any, where: str) -> Turns:
     if not isinstance(value, list | tuple) or not value:
         raise InputError(f"{where}: is not a list of messages; give role and content of each")
     turns = []
-    for each in value:
-        message = each if isinstance(each, Mapping) else {}
+    for item in value:
+        message = item if isinstance(item, Mapping) else {}
         role = message.get("role", message.get("from"))
         content = message.get("content", message.get("value"))
         check_texts(message, where, _THOUGHTS)
@@ -65,7 +65,7 @@ def parse_turns(value: Any, where: str) -> Turns:
             content = "".join(texts) if all(isinstance(text, str) for text in texts) else None
         if not isinstance(role, str) or role not in ROLES or not isinstance(content, str):
             raise InputError(
-                f"{where}: {json.dumps(each, default=str)[:80]} is not a message with a role "
+                f"{where}: {json.dumps(item, default=str)[:80]} is not a message with a role "
                 "(system, user or assistant) and a text as content; correct it"
             )
         if ROLES[role] == "system" and turns:
@@ -84,14 +84,14 @@ def _part_text(part: Any) -> Any:
 
 def load_json(text: str) -> Any:
     """Parses JSON; raises KeyError(name, end of the object) for a duplicate field in an object."""
-    closed = itertools.count()
+    object_numbers = itertools.count()
 
     def make_object(fields: list[tuple[str, Any]]) -> dict[str, Any]:
-        number, row = next(closed), dict(fields)
+        number, row = next(object_numbers), dict(fields)
         if len(row) < len(fields):
-            ((twice, _),) = Counter(name for name, _ in fields).most_common(1)
+            ((duplicate, _),) = Counter(name for name, _ in fields).most_common(1)
             ends = [match.start() for match in _STRING_OR_END.finditer(text) if match[0] == "}"]
-            raise KeyError(twice, ends[number])
+            raise KeyError(duplicate, ends[number])
         return row
 
     return json.loads(text, object_pairs_hook=make_object)

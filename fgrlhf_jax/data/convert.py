@@ -42,8 +42,8 @@ def as_preference(pair: Edit | Preference, seed: int = 0) -> Preference:
     """Converts a pair to a preference; a hash of its texts decides the order of the sides."""
     names, better = records.sides(pair), 1
     texts = records.better_and_worse(pair)
-    coin = json.dumps([seed, *records.shown_prompt(pair), *texts]).encode()
-    if hashlib.sha256(coin).digest()[0] & 1:
+    hashed = json.dumps([seed, *records.shown_prompt(pair), *texts]).encode()
+    if hashlib.sha256(hashed).digest()[0] & 1:
         names, texts, better = names[::-1], texts[::-1], 2
     finished = (records.is_finished(pair, name) for name in names)
     prompt = pair.instruction, pair.input
@@ -81,14 +81,14 @@ def convert_records(
         if value not in choices:
             raise InputError(f"{name}: {value!r} is not one of {', '.join(choices)}")
     counts: Counter[str] = Counter(rows=len(rows), kept=0)
-    in_turns = any(_has_turns(record) for record, _ in rows)  # one format for all rows
+    as_chat = any(_has_turns(record) for record, _ in rows)  # one format for all rows
     seen, converted = set(), []
     for number, (record, row) in enumerate(rows, 1):
         if kind_of(record) == "prompts" and to in ("instructions", "messages", "alpaca_eval"):
             counts["without_output"] += 1
             continue
         try:
-            fields = _convert(record, row, to, side, generator, seed, in_turns)
+            fields = _convert(record, row, to, side, generator, seed, as_chat)
         except InputError as error:
             raise InputError(f"row {number}: {error}") from error
         if distinct or to == "prompts":
@@ -117,7 +117,7 @@ def _convert(
     side: str,
     generator: str,
     seed: int,
-    in_turns: bool,
+    as_chat: bool,
 ) -> Row:
     if to == "alpaca_eval":
         return _alpaca_eval(record, row, generator)
@@ -130,11 +130,11 @@ def _convert(
         raise InputError("an instruction has only one response; choose side=better")
     is_pair = not isinstance(record, Instruction)
     replaced = _REPLACED - _LABELS if is_pair else _REPLACED
-    further = {name: v for name, v in json_fields(row).items() if name not in replaced} | id
+    extra = {name: v for name, v in json_fields(row).items() if name not in replaced} | id
     turns = [dataclasses.asdict(turn) for turn in record.messages]
     if to in ("trl", "messages"):
-        return further | _chat(record, turns, to, in_turns)
-    prompt = {"messages": turns} if turns else _instruction(record)
+        return extra | _chat_fields(record, turns, to, as_chat)
+    prompt = {"messages": turns} if turns else _prompt_fields(record)
     if to == "prompts":
         return id | prompt | {"output": ""}
     if to == "edits" and not isinstance(record, Edit):
@@ -149,17 +149,17 @@ def _convert(
         if len(turns) > 1:
             raise InputError("has several turns, but AlpacaFarm's rows have one; choose trl")
         prompt = {"instruction": turns[0]["content"], "input": ""} if turns else prompt
-        is_raw = isinstance(record, Preference) and "raw_preference" in further
-        further = id | ({"raw_preference": further["raw_preference"]} if is_raw else {})
+        is_raw = isinstance(record, Preference) and "raw_preference" in extra
+        extra = id | ({"raw_preference": extra["raw_preference"]} if is_raw else {})
     elif to != kind_of(record):
-        further = id
-    is_kept = isinstance(record, Preference) and "output_1" in row
-    if to in ("preferences", "alpaca_farm") and is_pair and not is_kept:
+        extra = id
+    has_sides = isinstance(record, Preference) and "output_1" in row
+    if to in ("preferences", "alpaca_farm") and is_pair and not has_sides:
         record = as_preference(record, seed)
     fields = {name: getattr(record, name) for name in records.RESPONSES[type(record)]}
     if isinstance(record, Preference):
         fields["preference"] = record.preference
-    return further | prompt | fields | records.unfinished_fields(record)
+    return extra | prompt | fields | records.unfinished_fields(record)
 
 
 def _has_turns(record: Record) -> bool:
@@ -168,9 +168,9 @@ def _has_turns(record: Record) -> bool:
     return bool(record.messages) or any(is_transcript(t) or MESSAGES.match(t) for t in texts)
 
 
-def _chat(record: Record, turns: list[Row], to: str, in_turns: bool) -> Row:
-    """The fields of a row of messages or for TRL; with ``in_turns`` as messages, else as texts."""
-    parts = _instruction(record) if record.input else {}  # one prompt would not separate them
+def _chat_fields(record: Record, turns: list[Row], to: str, as_chat: bool) -> Row:
+    """The fields of a row of messages or for TRL; with ``as_chat`` as messages, else as texts."""
+    parts = _prompt_fields(record) if record.input else {}  # one prompt would not separate them
     prompt = join_prompt(record.instruction, record.input)
     chat = turns or [{"role": "user", "content": prompt}]
     is_pair = not isinstance(record, Instruction)
@@ -181,20 +181,20 @@ def _chat(record: Record, turns: list[Row], to: str, in_turns: bool) -> Row:
         fields = {"messages": sum(answers, chat)}
         return parts | fields | records.unfinished_fields(record)
     names = ("chosen", "rejected") if is_pair else ("completion",)
-    fields = {"prompt": chat if in_turns else prompt}
+    fields = {"prompt": chat if as_chat else prompt}
     fields |= records.unfinished_fields(record, records.sides(record) if is_pair else ())
-    return parts | fields | dict(zip(names, answers if in_turns else texts, strict=False))
+    return parts | fields | dict(zip(names, answers if as_chat else texts, strict=False))
 
 
-def _instruction(record: Record) -> Row:
+def _prompt_fields(record: Record) -> Row:
     return {"instruction": record.instruction, "input": record.input}
 
 
 def _alpaca_eval(record: Record, row: Mapping[str, Any], generator: str) -> Row:
     prompt = records.alpaca_eval_prompt(record)
-    unnamed = generator or "unnamed"
+    default = generator or "unnamed"
     if isinstance(record, Instruction):
-        name = row.get("generator") or unnamed
+        name = row.get("generator") or default
         fields = {"output": record.output, "generator": name}
         return prompt | fields | records.unfinished_fields(record)
     (name_1, text_1), (name_2, text_2) = records.responses_of(record).items()
@@ -204,6 +204,6 @@ def _alpaca_eval(record: Record, row: Mapping[str, Any], generator: str) -> Row:
         "generator_1": row.get("generator_1") or name_1,
         "output_2": text_2,
         "generator_2": row.get("generator_2") or name_2,
-        "annotator": row.get("annotator") or unnamed,
+        "annotator": row.get("annotator") or default,
         "preference": float(record.preference if isinstance(record, Preference) else 2),
     }

@@ -21,9 +21,9 @@ from fgrlhf_jax.data.records import (
     RecordAndRow,
     better_and_worse,
     kind_of,
+    prompt_id,
     prompt_text,
     responses_of,
-    same_prompt,
 )
 from fgrlhf_jax.data.templates import encode_prompt, encode_response
 from fgrlhf_jax.data.tokenizers import Tokenizer
@@ -54,10 +54,10 @@ def describe_files(
     described = []
     for name, rows in files.items():
         statistics = {"file": name, **describe_records([record for record, _ in rows], limits)}
-        drawn = sorted(random.Random(seed).sample(range(len(rows)), min(samples, len(rows))))
-        statistics["samples"] = [{"row": n + 1, "fields": json_fields(rows[n][1])} for n in drawn]
+        sampled = sorted(random.Random(seed).sample(range(len(rows)), min(samples, len(rows))))
+        statistics["samples"] = [{"row": n + 1, "fields": json_fields(rows[n][1])} for n in sampled]
         described.append(statistics)
-    keys = {name: {same_prompt(record) for record, _ in rows} for name, rows in files.items()}
+    keys = {name: {prompt_id(record) for record, _ in rows} for name, rows in files.items()}
     shared = [
         {"files": [a, b], "prompts": len(keys[a] & keys[b])} for a, b in combinations(files, 2)
     ]
@@ -72,12 +72,12 @@ def describe_records(records: Sequence[Record], limits: TokenLimits | None = Non
         for name, text in (prompt | responses_of(record)).items():
             words.setdefault(name, []).append(len(text.split()))
     spans = [len(r.error_spans) for r in records if isinstance(r, Edit) and r.error_spans]
-    unlike = ("id", "error_spans")  # fields in which duplicates may differ
-    contents = {tuple(i for i in vars(r).items() if i[0] not in unlike) for r in records}
+    ignored = ("id", "error_spans")  # fields in which duplicates may differ
+    contents = {tuple(i for i in vars(r).items() if i[0] not in ignored) for r in records}
     statistics = {
         "rows": len(records),
         "kinds": {name: kinds[name] for name in KINDS},
-        "distinct_prompts": len({same_prompt(record) for record in records}),
+        "distinct_prompts": len({prompt_id(record) for record in records}),
         "with_input": sum(bool(record.input.strip()) for record in records),
         "duplicates": len(records) - len(contents),
         "error_spans": {"rows": len(spans), "spans": sum(spans)},

@@ -63,7 +63,7 @@ LAYOUTS = {
     ("response",): Instruction,  # Dolly
 }
 _PAIRS = [names[:2] for names, kind in LAYOUTS.items() if kind is Preference]
-_FLAGS = {name: flag for pair in _PAIRS for name, flag in zip(pair, FINISHED[1:], strict=True)}
+_FLAG_OF = {name: flag for pair in _PAIRS for name, flag in zip(pair, FINISHED[1:], strict=True)}
 ANSWERS = tuple(dict.fromkeys(itertools.chain(*LAYOUTS)))
 FIELDS = (*ANSWERS, *PROMPTS, "input", "system", "history", "id", "error_spans", *FINISHED)
 
@@ -107,15 +107,15 @@ def parse_row(
     if not columns and (is_argillas or {"annotation_id", "lead_time"} <= row.keys()):
         reason = "is a row of an Argilla or Label Studio table, whose answers are not read here"
         raise InputError(f"{where}: {reason}; give launch.annotate its JSON, or give columns")
-    row = _by_field(row, where, columns)
+    row = _rename_columns(row, where, columns)
     layout, is_candidate = _layout(row, columns.keys(), where, need), need == "candidates"
     kind = LAYOUTS.get(layout, Instruction)
     if kind == COMPARISONS:
         named = {name: name for name in columns if name in PROMPTS}
-        parts = [parse_row(part, where, columns=named) for part in _comparisons(row, where)]
-        return [record for part in parts for record in part]
+        groups = [parse_row(group, where, columns=named) for group in _comparisons(row, where)]
+        return [record for group in groups for record in group]
     names = layout[:2]
-    answers, before = _answers(row, names, where, columns, kind is Instruction or is_candidate)
+    answers, histories = _answers(row, names, where, columns, kind is Instruction or is_candidate)
     if kind is Edit:
         answers[1] = restore_normal_form(answers[1], answers[0])
         if "\r" in answers[0] and "\r" not in answers[1]:
@@ -124,10 +124,10 @@ def parse_row(
         reason = f"{' and '.join(names)} are equal and teach nothing"
         raise InputError(f"{where}: {reason}; give two that differ")
     length = len(answers[0]) if answers else 0  # a repeated prompt included
-    prompt, last = read_prompt(row, columns.keys(), before, answers, where)
+    prompt, last = read_prompt(row, columns.keys(), histories, answers, where)
     if not prompt:
         prompt, answers = common_beginning(row, names, answers, where)
-    elif {columns.get(name, name) for name in names} == {"chosen", "rejected"} and not before:
+    elif {columns.get(name, name) for name in names} == {"chosen", "rejected"} and not histories:
         answers = without_prompt(row.get("prompt"), answers)
     if last is not None and not answers:
         answers = [last]
@@ -137,7 +137,7 @@ def parse_row(
         prompt = {"instruction": "", "input": "", "messages": messages}
     if kind is Instruction:
         if need not in ("prompts", "rows", "candidates"):
-            _check_learnt(row, (*names, *(PROMPTS[:2] if last is not None else ())), where)
+            _check_trained(row, (*names, *(PROMPTS[:2] if last is not None else ())), where)
         if not answers:
             is_open = need in ("prompts", "rows") or any(row.get(name) for name in PROMPTS[:2])
             answers = [""] if is_open else [text_of(row, "output", where)]
@@ -146,8 +146,8 @@ def parse_row(
     fields = prompt | dict(zip(RESPONSES[kind], answers, strict=True))
     fields |= _labels(row, kind, layout, where, need, columns)
     if kind is Edit:
-        begin = length - len(answers[0])
-        fields["error_spans"] = spans_of(row.get("error_spans"), begin, length, where)
+        start = length - len(answers[0])
+        fields["error_spans"] = spans_of(row.get("error_spans"), start, length, where)
     if kind is Instruction and need == "pairs":
         raise InputError(
             f"{where}: has one response or none; give edits (original, edited) or preferences "
@@ -156,13 +156,13 @@ def parse_row(
     return [kind(**fields)]
 
 
-def _by_field(row: Row, where: str, columns: Mapping[str, str]) -> dict[str, Any]:
+def _rename_columns(row: Row, where: str, columns: Mapping[str, str]) -> dict[str, Any]:
     """Renames fields of ``columns``, OpenAI's and alpaca_eval's rows to this project's names."""
     named = {field: field_of(row, column, where) for field, column in columns.items()}
     row = {name: value for name, value in row.items() if name not in columns.values()} | named
-    if isinstance(asked := row.get("input"), Mapping) and "messages" in asked:
-        check_texts(asked, where)
-        row |= {"input": None, "messages": asked["messages"]}
+    if isinstance(value := row.get("input"), Mapping) and "messages" in value:
+        check_texts(value, where)
+        row |= {"input": None, "messages": value["messages"]}
     if "raw_instruction" in row:  # alpaca_eval
         raw, input = (text_of(row, name, where, True) for name in ("raw_instruction", "input"))
         if join_prompt(raw, input) != row.get("instruction"):
@@ -189,15 +189,15 @@ def _labels(
             _check_scores(row, where)
     flags = FINISHED[1:] if kind is Preference else FINISHED[:1]
     for flag, name in zip(flags, names or ("output",), strict=False):
-        own = flag if flag in columns else _FLAGS.get(columns.get(name, name), flag)
-        fields[flag] = flag_of(row, own, where)
+        column = flag if flag in columns else _FLAG_OF.get(columns.get(name, name), flag)
+        fields[flag] = flag_of(row, column, where)
     reasons = (row.get(f"{name}_reason") for name in ("finish", "stop", "done"))
     if kind is Instruction and not _CUT.isdisjoint(str(reason).lower() for reason in reasons):
         fields["finished"] = False
     return fields
 
 
-def listed(rows: Any, kind: str) -> Iterable:
+def as_list(rows: Any, kind: str) -> Iterable:
     """The rows of a list or a pandas DataFrame; raises InputError for a single row."""
     if isinstance(rows, str | Mapping | Record):
         raise InputError(f"{kind}s={rows!r:.60}: is one {kind}; give a list of {kind}s")
@@ -209,17 +209,17 @@ def parse_record(row: Any, where: str) -> Record:
     return parse_row(row, where, "prompts")[0]
 
 
-def _check_learnt(row: Row, ending: Iterable[str], where: str) -> None:
-    """Raises InputError for a response (last turn of ``ending``) marked as not to be learned."""
-    turns = [parse_list(row.get(name)) for name in ending]
-    ends = [each[-1] for each in turns if isinstance(each, list | tuple) and each]
+def _check_trained(row: Row, fields: Iterable[str], where: str) -> None:
+    """Raises InputError for a response (last turn of ``fields``) marked as not to be learned."""
+    turns = [parse_list(row.get(name)) for name in fields]
+    last = [each[-1] for each in turns if isinstance(each, list | tuple) and each]
     # OpenAI's files have a weight, axolotl's and SWIFT's a flag; TRL's completions a label,
     # LLaMA-Factory's rows a tag.
-    label = flag_of(row, "label", where) if "completion" in ending else row.get("label")
-    marks = [end for end in ends if isinstance(end, Mapping)]
-    said = [(name, end.get(name)) for end in marks for name in ("weight", "train", "loss")]
-    said += [("label", label), ("kto_tag", row.get("kto_tag"))]  # other labels may be 0
-    for name, value in said:
+    label = flag_of(row, "label", where) if "completion" in fields else row.get("label")
+    marked = [turn for turn in last if isinstance(turn, Mapping)]
+    flags = [(name, turn.get(name)) for turn in marked for name in ("weight", "train", "loss")]
+    flags += [("label", label), ("kto_tag", row.get("kto_tag"))]  # other labels may be 0
+    for name, value in flags:
         if str(value).lower() == "false" or (name != "label" and number_of(value) == 0):
             reason = f"{name} is {value}".lower()
             raise InputError(f"{where}: {reason}, a response not to learn; leave it out")
@@ -229,7 +229,7 @@ def _check_scores(row: Row, where: str) -> None:
     """Raises InputError if a row's scores or ratings are higher for the rejected answer."""
     for name in filter(_SCORE.fullmatch, row):
         other = name.replace("chosen", "rejected")
-        values = [number_of(row.get(each)) for each in (name, other)]
+        values = [number_of(row.get(field)) for field in (name, other)]
         if values[0] < values[1]:
             raise InputError(
                 f"{where}: {name} is {values[0]:g}, and {other} is {values[1]:g}; exchange the two "
@@ -240,11 +240,11 @@ def _check_scores(row: Row, where: str) -> None:
         raise InputError(f"{where}: {reason}; exchange the two answers, or take this field away")
 
 
-def _layout(row: Row, named: Iterable[str], where: str, need: str) -> tuple[str, ...]:
+def _layout(row: Row, columns: Iterable[str], where: str, need: str) -> tuple[str, ...]:
     """The layout of the answers; () without answers; an incomplete pair lacks some fields."""
-    wanted = set(named) & set(ANSWERS)
-    layouts = [names for names in LAYOUTS if wanted.issubset(names)]
-    if not wanted:
+    required = set(columns) & set(ANSWERS)
+    layouts = [names for names in LAYOUTS if required.issubset(names)]
+    if not required:
         layouts.remove(("predictions", "preference"))
     present = {name for name in ANSWERS if row.get(name) is not None}
     count = 2 if need == "candidates" else None
@@ -259,9 +259,9 @@ def _layout(row: Row, named: Iterable[str], where: str, need: str) -> tuple[str,
             f"{where}: fits two layouts, {' or '.join(choices)}; choose one with "
             f"--config.columns={','.join(complete[0])} or {','.join(complete[1])}"
         )
-    torn = [names for names in layouts if len(names) > 1 and present & set(names)]
-    if torn and not pairs:
-        return max(torn, key=lambda names: len(present & set(names)))
+    incomplete = [names for names in layouts if len(names) > 1 and present & set(names)]
+    if incomplete and not pairs:
+        return max(incomplete, key=lambda names: len(present & set(names)))
     return complete[0] if complete else ()
 
 
@@ -269,7 +269,7 @@ def _answers(
     row: Row, names: tuple[str, ...], where: str, columns: Container[str], blank: bool
 ) -> tuple[list[str], dict[str, Turns]]:
     """The texts of the answers, and by field the conversation before an answer, if it has one."""
-    answers, before = [], {}
+    answers, histories = [], {}
     for name in names:
         value = row.get(name)
         may_be_transcript = name in columns or name in ("chosen", "rejected")
@@ -283,11 +283,11 @@ def _answers(
             raise InputError(f"{where}: {name} does not end with the assistant's turn; add it")
         answers.append(text_of({name: last["content"]}, name, where, blank))
         if turns:
-            before[name] = turns
-    if len(before) == 2 and before[names[0]] != before[names[1]]:
+            histories[name] = turns
+    if len(histories) == 2 and histories[names[0]] != histories[names[1]]:
         reason = f"{' and '.join(names)} belong to different conversations"
         raise InputError(f"{where}: {reason}; only the last answer may differ")
-    return answers, before
+    return answers, histories
 
 
 def _comparisons(row: Row, where: str) -> list[Row]:

@@ -32,14 +32,14 @@ def load(source: str) -> Any:
     import datasets  # seconds to import, and most runs read files
 
     name, config, split = [*source.split(":"), "", ""][:3]
-    local = os.path.isdir(name)
+    is_local = os.path.isdir(name)
     try:
         try:
             # An absolute path cannot be confused with a builder's name.
-            path = os.path.abspath(name) if local else name
+            path = os.path.abspath(name) if is_local else name
             loaded = datasets.load_dataset(path, config or None, split=split or None)
         except RuntimeError as error:
-            if local or "script" not in str(error):
+            if is_local or "script" not in str(error):
                 raise
             loaded = _from_parquet_branch(source, name, config, split)
     except InputError:
@@ -77,15 +77,15 @@ def _from_parquet_branch(source: str, name: str, config: str, split: str):
     return datasets.load_dataset("parquet", data_files=files, split="train")
 
 
-def _choice(value: str, known: Iterable[str], source: str, prefix: str, what: str) -> str:
-    """Returns ``value``, or for "" the only one of ``known`` or "train".
+def _choice(value: str, names: Iterable[str], source: str, prefix: str, kind: str) -> str:
+    """Returns ``value``, or for "" the only one of ``names`` or "train".
 
     Raises InputError with the choices if it is not one of them.
     """
-    known = sorted(known)
-    default = known[0] if len(known) == 1 else "train"
-    if (value or default) in known:
+    names = sorted(names)
+    default = names[0] if len(names) == 1 else "train"
+    if (value or default) in names:
         return value or default
     raise InputError(
-        f"{source}: has the {what}s {', '.join(known)}; choose one: {prefix}{known[0]}"
+        f"{source}: has the {kind}s {', '.join(names)}; choose one: {prefix}{names[0]}"
     )

@@ -19,8 +19,8 @@ from fgrlhf_jax.errors import InputError
 Row = Mapping[str, Any]
 
 # Fields that are never messages.
-_TEXTS = {"instruction", "raw_instruction", "input", "system", "output", "response"}
-_TEXTS |= {"original", "edited", "output_1", "output_2", "text"}
+_TEXT_FIELDS = {"instruction", "raw_instruction", "input", "system", "output", "response"}
+_TEXT_FIELDS |= {"original", "edited", "output_1", "output_2", "text"}
 # Matches a text with an object that begins like a message and has a role and a content.
 MESSAGES = re.compile(
     r"(?s)\s*+(?:\[\s*+)?\{\s*(?=[\"'](?:role|content|from|value)[\"']\s*:)"
@@ -34,7 +34,7 @@ def with_messages(rows: Rows) -> Rows:
     for where, row in rows:
         try:
             if isinstance(row, dict):
-                row = {n: v if n in _TEXTS else _parse(v, where) for n, v in row.items()}
+                row = {n: v if n in _TEXT_FIELDS else _parse(v, where) for n, v in row.items()}
         except InputError as error:
             row = error
         yield where, row
@@ -76,8 +76,8 @@ def unfold(rows: Iterable[tuple[str, Any]], need: str = "any") -> Rows:
         if not messages:
             yield where, row
         for message in messages:
-            deleted, passed = (str(message.get(n)).lower() for n in ("deleted", "review_result"))
-            if deleted != "true" and passed != "false":  # CSV has texts
+            deleted, review = (str(message.get(n)).lower() for n in ("deleted", "review_result"))
+            if deleted != "true" and review != "false":  # CSV has texts
                 id = str(message["message_id"])
                 if nodes.setdefault(id, (where, message))[1] != message:
                     reason = f"message_id {id:.60} is another message's too"
@@ -101,28 +101,28 @@ def _answers(replies: list[Row], need: str) -> Iterator[Row]:
     elif need == "responses":
         yield from ({"output": reply["text"]} for reply in replies[:1])
     else:
-        numbers = range(len(replies))
-        pairs = [(i, j) for i, j in itertools.combinations(numbers, 2) if ranks[i] < ranks[j]]
+        indices = range(len(replies))
+        pairs = [(i, j) for i, j in itertools.combinations(indices, 2) if ranks[i] < ranks[j]]
         pairs = [(i, j) for i, j in pairs if ranks[j] < math.inf]
         for i, j in pairs:
             yield {"chosen": replies[i]["text"], "rejected": replies[j]["text"]}
-        alone = {*numbers}.difference(*pairs) if need in ("any", "rows") else ()
-        yield from ({"output": replies[number]["text"]} for number in sorted(alone))
+        unpaired = {*indices}.difference(*pairs) if need in ("any", "rows") else ()
+        yield from ({"output": replies[index]["text"]} for index in sorted(unpaired))
 
 
 def _messages(row: Any) -> list[Row]:
     """The message or the messages of the tree in a row; [] if it has none."""
     if not isinstance(row, Mapping):
         return []
-    messages, waiting = [], [row if "parent_id" in row else row.get("prompt")]
-    while waiting:
-        message = waiting.pop()
+    messages, pending = [], [row if "parent_id" in row else row.get("prompt")]
+    while pending:
+        message = pending.pop()
         if isinstance(message, Mapping) and {"message_id", "text", "role"} <= message.keys():
             messages.append(message)
             replies = message.get("replies")
             for reply in replies if isinstance(replies, list) else ():
                 if isinstance(reply, Mapping):
-                    waiting.append(dict(reply) | {"parent_id": message["message_id"]})
+                    pending.append(dict(reply) | {"parent_id": message["message_id"]})
     return messages
 
 

@@ -104,7 +104,7 @@ def encode_by_kind(
     return pairs
 
 
-def tell_preferences(pairs: dict[str, list[Pair]]) -> None:
+def print_preference_note(pairs: dict[str, list[Pair]]) -> None:
     """Prints a note that losses on changed tokens treat all tokens of preferences as changed."""
     if "preferences" in pairs:
         print(
@@ -178,8 +178,8 @@ def _make_pair(
     starts = edited.start, original.start
     aligned = align(edited.ids[starts[0] :], original.ids[starts[1] :], method)
 
-    def columns(response_T: np.ndarray, start: int, head=False) -> np.ndarray:
-        return np.concatenate([np.full(start, head, response_T.dtype), response_T])[:length]
+    def columns(response_T: np.ndarray, start: int, prompt_value=False) -> np.ndarray:
+        return np.concatenate([np.full(start, prompt_value, response_T.dtype), response_T])[:length]
 
     partner = columns(
         np.where(aligned.partner_i < 0, -1, aligned.partner_i + starts[1]), starts[0], -1
@@ -209,12 +209,12 @@ def span_labels(
       tokens: (start, end) characters of each token, as in ``Encoded.spans``.
       spans: (start, end) characters of ``text``.
     """
-    inside = np.zeros(len(text), bool)
+    in_span = np.zeros(len(text), bool)
     for start, end in spans:
         word = text[start:end]
         start += len(word) - len(word.lstrip())
-        inside[start : start + len(word.strip())] = True
-    return np.array([inside[start:end].any() for start, end in tokens], bool)
+        in_span[start : start + len(word.strip())] = True
+    return np.array([in_span[start:end].any() for start, end in tokens], bool)
 
 
 def pad_pairs(

@@ -179,6 +179,6 @@ def prompt_key(record: Record) -> tuple[str, str]:
     return instruction.strip(), input.strip()
 
 
-def same_prompt(record: Record) -> str:
+def prompt_id(record: Record) -> str:
     """A key that ignores blanks, Unicode normal form and which part of the prompt is the input."""
     return " ".join(unicodedata.normalize("NFC", prompt_text(record)).split())

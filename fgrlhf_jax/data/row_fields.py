@@ -22,7 +22,7 @@ PROMPTS = ("messages", "conversations", "context", "prompt", "instruction")
 
 Row = Mapping[str, Any]
 # Marks of turns in formats other than Anthropic's: "### User:", "<|user|>", a line "user".
-_TURNS = [
+_TURN_MARKS = [
     re.compile(rf"(?im)(?:^|[<|>#])[ \t*]*+(?:{roles})[ \t*]*+(?:[:>|<]|$)|\[/INST\]")
     for roles in ("human|user|prompter", "assistant|bot|gpt")
 ]
@@ -145,17 +145,17 @@ def spans_of(spans: Any, begin: int, length: int, where: str) -> tuple[tuple[int
 
 
 def read_prompt(
-    row: Row, named: Iterable[str], before: Mapping[str, Turns], answers: list[str], where: str
+    row: Row, columns: Iterable[str], histories: Mapping[str, Turns], answers: list[str], where: str
 ) -> tuple[dict[str, Any], str | None]:
     """The record fields of a row's prompt ({}: none), and the answer that ends its conversation.
 
     Args:
-      named: the fields that ``columns`` names.
-      before: by field, the conversation that precedes an answer in its own field, if any.
+      columns: the fields that ``columns`` names.
+      histories: by field, the conversation that precedes an answer in its own field, if any.
       answers: texts of the answers.
     """
-    names = set(named) & set(PROMPTS) or PROMPTS
-    conversations, texts, last = dict(before), {}, None
+    names = set(columns) & set(PROMPTS) or PROMPTS
+    conversations, texts, last = dict(histories), {}, None
     for name in PROMPTS:
         value = row.get(name)
         if name not in names or value is None or value == []:
@@ -164,11 +164,11 @@ def read_prompt(
             texts[name] = text_of(row, name, where, blank=True)
         elif not isinstance(value, str) or name in PROMPTS[:2] or is_transcript(value):
             turns = parse_turns(value, f"{where}: {name}")
-            *rest, end = turns
+            *earlier, end = turns
             is_open = is_transcript(value) and not end["content"]  # ends with "Assistant:"
-            may_end = is_open or end["content"] in answers or (not answers and name != "context")
-            if end["role"] == "assistant" and may_end:
-                last, turns = (None if is_open else end["content"]), rest
+            is_answer = is_open or end["content"] in answers or (not answers and name != "context")
+            if end["role"] == "assistant" and is_answer:
+                last, turns = (None if is_open else end["content"]), earlier
             conversations[name] = turns
         elif name != "context":
             texts[name] = text_of(row, name, where, blank=True)
@@ -176,10 +176,10 @@ def read_prompt(
     input = context if row.get("input") is None else row["input"]
     input = text_of({"input": input}, "input", where, blank=True)
     input = input if input.strip() or not context.strip() else context
-    for name, turns in before.items():
+    for name, turns in histories.items():
         if turns[0]["role"] == "assistant" and "prompt" in conversations:  # continues the prompt
             conversations[name] = conversations["prompt"] + turns
-    if any(conversations[name] != before[name] for name in before):
+    if any(conversations[name] != histories[name] for name in histories):
         del conversations["prompt"]
     if not conversations:
         return (_text_prompt(row, texts, input, where) if texts else {}), last
@@ -193,15 +193,15 @@ def read_prompt(
         raise InputError(f"{where}: {first}: {reason}")
     known = {turn["content"].strip() for turn in turns if turn["role"] == "user"}
     known |= {"", transcribe(turns).strip()}
-    other = [name for name, others in conversations.items() if others != turns]
+    other = [name for name, other_turns in conversations.items() if other_turns != turns]
     other += [name for name, text in texts.items() if join_prompt(text, input).strip() not in known]
     if other:
         refuse_two_prompts([first, other[0]], where)
-    beside = ["history"] if parse_list(row.get("history")) else []
+    ignored = ["history"] if parse_list(row.get("history")) else []
     if not any(input.strip() in text for text in known):
-        beside.append("input" if row.get("input") else "context")
-    if beside and first not in named:
-        refuse_two_prompts([beside[0], first], where)
+        ignored.append("input" if row.get("input") else "context")
+    if ignored and first not in columns:
+        refuse_two_prompts([ignored[0], first], where)
     if len(turns) == 1 and input and join_prompt(texts.get("instruction", ""), input) in known:
         return {"instruction": texts["instruction"], "input": input}, last
     return {"messages": _with_system(row, turns, where)}, last
@@ -212,10 +212,10 @@ def _text_prompt(row: Row, texts: Mapping[str, str], input: str, where: str) -> 
     if not (text.strip() or input.strip()):
         names = "instruction and input are both" if "instruction" in texts else "prompt is"
         raise InputError(f"{where}: {names} empty; give a prompt")
-    whole = join_prompt(text, input)
-    if texts.get("prompt", text).strip() not in ("", text.strip(), whole.strip()):
+    prompt = join_prompt(text, input)
+    if texts.get("prompt", text).strip() not in ("", text.strip(), prompt.strip()):
         refuse_two_prompts(["prompt", "instruction"], where)
-    turns = [*_history(row, where), {"role": "user", "content": whole}]
+    turns = [*_history(row, where), {"role": "user", "content": prompt}]
     turns = _with_system(row, turns, where)
     return {"messages": turns} if len(turns) > 1 else {"instruction": text, "input": input}
 
@@ -255,29 +255,29 @@ def common_beginning(
     row: Row, names: tuple[str, ...], answers: list[str], where: str
 ) -> tuple[dict[str, str], list[str]]:
     """Splits both texts of a TRL pair into their common beginning, the prompt, and the answers."""
-    if empty := [name for name in PROMPTS if name in row]:
-        raise InputError(f"{where}: {empty[0]} is empty; give a prompt")
+    if prompts := [name for name in PROMPTS if name in row]:
+        raise InputError(f"{where}: {prompts[0]} is empty; give a prompt")
     rest = {n: value for n, value in row.items() if n not in (*names, "id")}
     parts = {n: value if isinstance(value, list | tuple) else [value] for n, value in rest.items()}
     others = [n for n in rest if any(isinstance(part, str | Mapping) for part in parts[n])]
-    begin = ""
+    start = ""
     if names == ("chosen", "rejected"):
         pairs = zip(*answers, strict=False)
-        begin = "".join(a for a, _ in itertools.takewhile(lambda ab: ab[0] == ab[1], pairs))
-        begin = begin[: max(begin.rfind(blank) for blank in " \n\t") + 1].rstrip()
-    if all(turn.search(begin) for turn in _TURNS):
+        start = "".join(a for a, _ in itertools.takewhile(lambda ab: ab[0] == ab[1], pairs))
+        start = start[: max(start.rfind(blank) for blank in " \n\t") + 1].rstrip()
+    if all(turn.search(start) for turn in _TURN_MARKS):
         reason = f"{' and '.join(names)} are conversations in an unknown format"
         raise InputError(f"{where}: {reason}; give lists of messages with role and content")
-    if others or not begin:
+    if others or not start:
         field_of({n: 0 for n in row if n != "instruction"}, "instruction", where)
-    rests = {name: text[len(begin) :] for name, text in zip(names, answers, strict=True)}
-    return {"instruction": begin, "input": ""}, [text_of(rests, name, where) for name in names]
+    remaining = {name: text[len(start) :] for name, text in zip(names, answers, strict=True)}
+    return {"instruction": start, "input": ""}, [text_of(remaining, name, where) for name in names]
 
 
 def without_prompt(prompt: Any, answers: list[str]) -> list[str]:
     """Removes the prompt from the answers if all repeat it; a short prompt may repeat by chance."""
     if not isinstance(prompt, str) or len(prompt) < 20:
         return answers
-    rests = [text.removeprefix(prompt) for text in answers]
-    is_repeated = all(text.startswith(prompt) for text in answers) and all(map(str.strip, rests))
-    return rests if is_repeated else answers
+    tails = [text.removeprefix(prompt) for text in answers]
+    is_repeated = all(text.startswith(prompt) for text in answers) and all(map(str.strip, tails))
+    return tails if is_repeated else answers

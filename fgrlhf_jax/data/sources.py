@@ -48,42 +48,42 @@ def read_with_rows(
       columns: other field names, for ``formats.parse_columns``.
       refused: if given, invalid rows are left out and their error messages are added to it.
     """
-    names, pairs = formats.parse_columns(columns), []
+    column_of, pairs = formats.parse_columns(columns), []
     for source in split_sources(spec):
         if not source:
             raise InputError(f"{spec!r:.200}: has an empty name; give FILE.jsonl[,FILE.jsonl…]")
-        count, unprompted = len(pairs), []
+        first, without_prompt = len(pairs), []
         message = f"{source}: holds no rows; give a file with at least one"
         for where, row in messages.unfold(read_rows(source), need):
             try:
-                parsed = formats.parse_row(row, where, need, names)
-                if is_prompt_in_texts(row, names):
-                    unprompted.append((where, len(pairs)))
-                pairs += [(record, with_id(row, names)) for record in parsed]
+                parsed = formats.parse_row(row, where, need, column_of)
+                if is_prompt_in_texts(row, column_of):
+                    without_prompt.append((where, len(pairs)))
+                pairs += [(record, with_id(row, column_of)) for record in parsed]
             except InputError as error:
                 if refused is None:
                     hint = "or leave such rows out with invalid=drop"
                     raise InputError(f"{error}, {hint}") from error
                 refused.append(str(error))
                 message = f"{source}: no row can be read; the last error: {error}"
-        if 0 < len(unprompted) < len(pairs) - count:
+        if 0 < len(without_prompt) < len(pairs) - first:
             reason = "has no prompt, but other rows have; give it in the field 'prompt'"
             if refused is None:
                 raise InputError(
-                    f"{unprompted[0][0]}: {reason}, or leave such rows out with invalid=drop"
+                    f"{without_prompt[0][0]}: {reason}, or leave such rows out with invalid=drop"
                 )
-            for where, place in reversed(unprompted):
+            for where, index in reversed(without_prompt):
                 refused.append(f"{where}: {reason}")
-                del pairs[place]
-        if len(pairs) == count:
+                del pairs[index]
+        if len(pairs) == first:
             raise InputError(message)
     return pairs
 
 
 def with_id(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
     """Sets ``id`` from its column in ``columns``; drops one that another field uses."""
-    kept = {n: value for n, value in row.items() if n != "id" or "id" not in columns.values()}
-    return kept | {"id": row[columns["id"]]} if "id" in columns else kept
+    fields = {n: value for n, value in row.items() if n != "id" or "id" not in columns.values()}
+    return fields | {"id": row[columns["id"]]} if "id" in columns else fields
 
 
 def is_prompt_in_texts(row: Mapping[str, Any], columns: Mapping[str, str]) -> bool:
@@ -106,24 +106,24 @@ def read_rows(source: str) -> Rows:
 
     Raises InputError for unreadable sources, and for more than ``tables.SOURCE_BYTES``.
     """
-    shown, is_known = f"{source:.300}", source.endswith(SUFFIXES)
+    name, is_known = f"{source:.300}", source.endswith(SUFFIXES)
     if os.path.isdir(source):
-        raise InputError(f"{shown}: is a folder; name the files in it, separated by commas")
+        raise InputError(f"{name}: is a folder; name the files in it, separated by commas")
     if not os.path.exists(source):
         if not is_known and hub_datasets.is_dataset(source):
             return messages.with_messages(tables.dataset_rows(source))
-        raise InputError(f"{shown}: there is no such file; check the path")
+        raise InputError(f"{name}: there is no such file; check the path")
     if not is_known:
-        raise InputError(f"{shown}: is none of {', '.join(SUFFIXES)}; convert it to one of them")
+        raise InputError(f"{name}: is none of {', '.join(SUFFIXES)}; convert it to one of them")
     if source.endswith(".parquet"):
         return messages.with_messages(tables.parquet_rows(source))
     try:
         with open(source, "rb") as file:  # a download may be unpacked or not, whatever its suffix
-            packed = file.peek(2).startswith(b"\x1f\x8b")
-            data = (gzip.GzipFile(fileobj=file) if packed else file).read(tables.SOURCE_BYTES + 1)
+            is_gzip = file.peek(2).startswith(b"\x1f\x8b")
+            data = (gzip.GzipFile(fileobj=file) if is_gzip else file).read(tables.SOURCE_BYTES + 1)
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{shown}: cannot be read ({reason}); use a sound copy") from error
+        raise InputError(f"{name}: cannot be read ({reason}); use a sound copy") from error
     check_size(source, len(data))
     data = data.removeprefix(b"\xef\xbb\xbf")
     is_csv = ".csv" in Path(source).suffixes
@@ -133,8 +133,8 @@ def read_rows(source: str) -> Rows:
 
 def _json_rows(data: bytes, source: str) -> Rows:
     """Yields rows of JSONL, a list of objects, such a list in an object ("data"), or one object."""
-    start = data.strip()
-    first, _, rest = start.partition(b"\n")
+    stripped = data.strip()
+    first, _, rest = stripped.partition(b"\n")
     if not (first.startswith(b"{") and rest and isinstance(_json(first, source, 1), dict)):
         value = _json(data, source, 1)
         if isinstance(value, dict):

@@ -10,8 +10,8 @@ from fgrlhf_jax.data.row_fields import ROW_BYTES
 from fgrlhf_jax.errors import InputError
 
 SOURCE_BYTES = 2 * 10**9
-LEAST_ROW_BYTES = 50  # as JSON; a constant column takes no bytes in Parquet
-BATCH_ROWS, MOST_BATCH_ROWS = 16, 4096  # few, since a cell may be large
+MIN_ROW_BYTES = 50  # as JSON; a constant column takes no bytes in Parquet
+MIN_BATCH_ROWS, MAX_BATCH_ROWS = 16, 4096  # few, since a cell may be large
 BATCH_BYTES = 10**8  # of a batch, unless BATCH_ROWS have more
 
 Rows = Iterator[tuple[str, Any]]
@@ -39,7 +39,7 @@ def csv_rows(data: bytes, source: str) -> Rows:
     except UnicodeDecodeError as error:
         raise invalid_utf8(error, source, 1) from error
     header = text.partition("\n")[0]  # names have no comma, semicolon or tab
-    delimiter = next((mark for mark in ",;\t" if mark in header), ",")
+    delimiter = next((sign for sign in ",;\t" if sign in header), ",")
     reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter)
     names: list[str] = []
     try:
@@ -47,8 +47,8 @@ def csv_rows(data: bytes, source: str) -> Rows:
             where = f"{source}:{reader.line_num}"
             if not names:
                 names = cells
-                if twice := [name for name in names if name and names.count(name) > 1]:
-                    reason = f"{twice[0]!r:.60} names two columns"
+                if duplicates := [name for name in names if name and names.count(name) > 1]:
+                    reason = f"{duplicates[0]!r:.60} names two columns"
                     raise InputError(f"{where}: {reason}; rename one")
             elif cells == names:  # of two files in one
                 yield where, InputError(f"{where}: repeats the names of the columns; take it out")
@@ -65,7 +65,7 @@ def csv_rows(data: bytes, source: str) -> Rows:
 def dataset_rows(source: str) -> Rows:
     """Rows of a dataset, see ``hub_datasets``."""
     table = hub_datasets.load(source).data
-    return _arrow_rows(source, lambda: table.to_batches(BATCH_ROWS))
+    return _arrow_rows(source, lambda: table.to_batches(MIN_BATCH_ROWS))
 
 
 def parquet_rows(source: str) -> Rows:
@@ -76,9 +76,9 @@ def parquet_rows(source: str) -> Rows:
         file = pyarrow.parquet.ParquetFile(source)
         groups = range(file.metadata.num_row_groups)
         sizes = [file.metadata.row_group(n).total_byte_size for n in groups]  # as encoded
-        check_size(source, max(sum(sizes), LEAST_ROW_BYTES * file.metadata.num_rows))
+        check_size(source, max(sum(sizes), MIN_ROW_BYTES * file.metadata.num_rows))
         count = BATCH_BYTES // max([1, *sizes])  # a row has at most the bytes of its group
-        return file.iter_batches(batch_size=min(max(count, BATCH_ROWS), MOST_BATCH_ROWS))
+        return file.iter_batches(batch_size=min(max(count, MIN_BATCH_ROWS), MAX_BATCH_ROWS))
 
     return _arrow_rows(source, batches)
 

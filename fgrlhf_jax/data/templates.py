@@ -190,8 +190,8 @@ def fit_prompt(
         record = dataclasses.replace(record, messages=system + messages[start:])
         if len(ids := encode(record)) <= max_length:
             return record, ids, True
-    keeps = range(sum(map(len, _texts(record))) + 1)
-    fits = bisect.bisect_right(keeps, max_length, key=lambda keep: len(encode(_cut(record, keep))))
+    sizes = range(sum(map(len, _texts(record))) + 1)
+    fits = bisect.bisect_right(sizes, max_length, key=lambda size: len(encode(_cut(record, size))))
     record = _cut(record, max(fits - 1, 0))
     ids = encode(record)
     if not fits:
@@ -206,17 +206,17 @@ def _texts(record: Record) -> list[str]:
     return [turn.content for turn in record.messages] or [record.instruction, record.input]
 
 
-def _cut(record: Record, keep: int) -> Record:
-    """Cuts the prompt's texts to ``keep`` characters in total."""
+def _cut(record: Record, length: int) -> Record:
+    """Cuts the prompt's texts to ``length`` characters in total."""
     texts = []
     for text in _texts(record):
-        texts.append(text[: max(keep, 0)])
-        keep -= len(text)
+        texts.append(text[: max(length, 0)])
+        length -= len(text)
     if not record.messages:
         return dataclasses.replace(record, instruction=texts[0], input=texts[1])
     turns = zip(record.messages, texts, strict=True)
-    cut = (dataclasses.replace(message, content=text) for message, text in turns)
-    return dataclasses.replace(record, messages=tuple(cut))
+    messages = (dataclasses.replace(message, content=text) for message, text in turns)
+    return dataclasses.replace(record, messages=tuple(messages))
 
 
 def encode_responses(
@@ -276,16 +276,16 @@ def encode_response(
     ids = tokens.ids
     if response is None:
         return Encoded(ids, len(ids), [])
-    begin = len(parts.prompt + parts.opening)
-    stop = begin + len(parts.response)
+    start_char = len(parts.prompt + parts.opening)
+    end_char = start_char + len(parts.response)
     # A control token may cover blanks around it; these do not count.
-    places = [tokens.controls.get(k, offset) for k, offset in enumerate(tokens.offsets)]
-    first = next((k for k, (_, b) in enumerate(places) if b > len(parts.prompt)), len(ids))
-    last = next((k for k, (a, _) in enumerate(places) if k >= first and a >= stop), len(ids))
-    end = next((k for k in tokens.controls if places[k][0] >= stop), None)
+    chars = [tokens.controls.get(k, offset) for k, offset in enumerate(tokens.offsets)]
+    first = next((k for k, (_, b) in enumerate(chars) if b > len(parts.prompt)), len(ids))
+    last = next((k for k, (a, _) in enumerate(chars) if k >= first and a >= end_char), len(ids))
+    end = next((k for k in tokens.controls if chars[k][0] >= end_char), None)
     blanks = len(response) - len(response.lstrip())
-    begin += len(parts.response) - len(parts.response.lstrip()) - blanks
-    spans = [(max(a - begin, 0), max(b - begin, 0)) for a, b in places[first:last]]
+    start_char += len(parts.response) - len(parts.response.lstrip()) - blanks
+    spans = [(max(a - start_char, 0), max(b - start_char, 0)) for a, b in chars[first:last]]
     if not append_eos:
         ids = ids[:last]
     elif end is None:

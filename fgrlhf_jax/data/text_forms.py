@@ -17,14 +17,14 @@ from fgrlhf_jax.data.words import WORD
 _LINE_END = re.compile(r"\r\n?|[\n\x85\u2028\u2029]")
 # Soft hyphen, zero-width space, word joiner, byte order mark; direction marks; control characters
 # other than blanks.
-_DIRECTIONS = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+_DIRECTION_MARKS = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 _CONTROLS = "".join(map(chr, (*range(9), *range(14, 27), 127)))
-_NO_WIDTH = dict.fromkeys(map(ord, "\u00ad\u200b\u2060\ufeff" + _DIRECTIONS + _CONTROLS))
+_NO_WIDTH = dict.fromkeys(map(ord, "\u00ad\u200b\u2060\ufeff" + _DIRECTION_MARKS + _CONTROLS))
 # Quotes and hyphens; removes variation selectors.
 _QUOTES = str.maketrans("‘’‛“”„‟\u2010\u2011", '\'\'\'""""--', "\ufe0e\ufe0f")
 
 
-def fold(text: str) -> str:
+def normalize(text: str) -> str:
     """Normalizes a text: composed (NFC), line ends ``\\n``, no characters without width."""
     return _LINE_END.sub("\n", unicodedata.normalize("NFC", text.translate(_NO_WIDTH)))
 
@@ -80,9 +80,9 @@ def _restore(
 
 def _units(text: str) -> list[str]:
     """Splits a text into words and the blanks between them; they concatenate to the text."""
-    columns = [column for column, sign in enumerate(text) if ord(sign) not in _NO_WIDTH]
+    positions = [position for position, char in enumerate(text) if ord(char) not in _NO_WIDTH]
     spans = [match.span() for match in WORD.finditer(text.translate(_NO_WIDTH))]
-    ends = [0, *(columns[column] for span in spans for column in (span[0], span[1] - 1))]
+    ends = [0, *(positions[position] for span in spans for position in (span[0], span[1] - 1))]
     ends = [end + (n > 0 and n % 2 == 0) for n, end in enumerate(ends)]
     return [text[a:b] for a, b in itertools.pairwise([*ends, len(text)])]
 

@@ -31,33 +31,33 @@ def token_texts(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
     ids = list(ids)
     # A cut is where the decoded prefix stops agreeing with the whole text: an incomplete character
     # decodes to U+FFFD.
-    whole, cuts = decode(tokenizer, ids), [0]
+    full, cuts = decode(tokenizer, ids), [0]
     for count in range(1, len(ids)):
-        text, cut = decode(tokenizer, ids[:count]), cuts[-1]
-        while cut < min(len(text), len(whole)) and text[cut] == whole[cut]:
+        prefix, cut = decode(tokenizer, ids[:count]), cuts[-1]
+        while cut < min(len(prefix), len(full)) and prefix[cut] == full[cut]:
             cut += 1
         cuts.append(cut)
-    return [whole[a:b] for a, b in zip(cuts, [*cuts[1:], len(whole)], strict=True)][: len(ids)]
+    return [full[a:b] for a, b in zip(cuts, [*cuts[1:], len(full)], strict=True)][: len(ids)]
 
 
-def check_same(ours: Tokenizer, theirs: Tokenizer, model: str, reward_model: str) -> None:
+def check_same(policy: Tokenizer, reward: Tokenizer, model: str, reward_model: str) -> None:
     """Raises InputError if two tokenizers differ in vocabulary or EOS, with the differences.
 
     ``model`` and ``reward_model`` name their models in the message, such as ``policy=FOLDER``.
     """
-    our_ids, their_ids = ours.get_vocab(), theirs.get_vocab()
+    policy_ids, reward_ids = policy.get_vocab(), reward.get_vocab()
     differing = sorted(
-        t for t in our_ids.keys() | their_ids.keys() if our_ids.get(t) != their_ids.get(t)
+        t for t in policy_ids.keys() | reward_ids.keys() if policy_ids.get(t) != reward_ids.get(t)
     )
     if differing:
         token = differing[0]
         difference = (
-            f"{len(our_ids)} against {len(their_ids)} tokens, {len(differing)} of them different, "
-            f"for example {token!r} is {our_ids.get(token, 'missing')} and "
-            f"{their_ids.get(token, 'missing')}"
+            f"{len(policy_ids)} against {len(reward_ids)} tokens, {len(differing)} of them "
+            f"different, for example {token!r} is {policy_ids.get(token, 'missing')} and "
+            f"{reward_ids.get(token, 'missing')}"
         )
-    elif ours.eos_token_id != theirs.eos_token_id:
-        difference = f"the end of sequence is {ours.eos_token!r} and {theirs.eos_token!r}"
+    elif policy.eos_token_id != reward.eos_token_id:
+        difference = f"the end of sequence is {policy.eos_token!r} and {reward.eos_token!r}"
     else:
         return
     raise InputError(

@@ -13,17 +13,17 @@ from rapidfuzz.distance import Prefix
 
 from fgrlhf_jax.data.alignment import Alignment, align
 
-SAME, OUT, IN = "same", "out", "in"  # parts of a difference
+UNCHANGED, REMOVED, INSERTED = "same", "out", "in"  # parts of a difference
 
 # Thai … Han
-_ALONE = "\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+_UNSPACED = "\u0e00-\u0eff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 _MARKS = "".join(
     chr(n)
     for n in (*range(0x300, 0x20000), *range(0xE0100, 0xE01F0))  # there are none elsewhere
     if unicodedata.category(chr(n)) in ("Mn", "Mc")
 )
-_LETTERS = rf"(?:(?![{_ALONE}])\w[{_MARKS}]*)+"
-WORD = re.compile(rf"[{_ALONE}][{_MARKS}]*|{_LETTERS}(?:['’-]{_LETTERS})*|[^\w\s][{_MARKS}]*")
+_LETTERS = rf"(?:(?![{_UNSPACED}])\w[{_MARKS}]*)+"
+WORD = re.compile(rf"[{_UNSPACED}][{_MARKS}]*|{_LETTERS}(?:['’-]{_LETTERS})*|[^\w\s][{_MARKS}]*")
 
 
 def split_words(text: str) -> list[str]:
@@ -32,8 +32,8 @@ def split_words(text: str) -> list[str]:
 
 def align_words(before: list[str], after: list[str]) -> Alignment:
     """Aligns two lists of words; ``before`` is the original's."""
-    number = {word: n for n, word in enumerate(dict.fromkeys([*before, *after]))}
-    return align([number[word] for word in after], [number[word] for word in before])
+    word_id = {word: n for n, word in enumerate(dict.fromkeys([*before, *after]))}
+    return align([word_id[word] for word in after], [word_id[word] for word in before])
 
 
 def mark_changes(original: str, edited: str) -> list[tuple[str, str]]:
@@ -53,11 +53,11 @@ def mark_changes(original: str, edited: str) -> list[tuple[str, str]]:
         before = _common_blanks(removed, added)
         removed, added = removed[len(before) :], added[len(before) :]
         after = _common_blanks(removed[::-1], added[::-1])[::-1]
-        parts += [(SAME, before), (OUT, removed.removesuffix(after))]
-        parts += [(IN, added.removesuffix(after)), (SAME, after + edited[start_j:end_j])]
+        parts += [(UNCHANGED, before), (REMOVED, removed.removesuffix(after))]
+        parts += [(INSERTED, added.removesuffix(after)), (UNCHANGED, after + edited[start_j:end_j])]
         i, j = end_i, end_j
     grouped = itertools.groupby((part for part in parts if part[1]), key=lambda part: part[0])
-    return [(kind, "".join(text for _, text in run)) for kind, run in grouped]
+    return [(kind, "".join(text for _, text in group)) for kind, group in grouped]
 
 
 def _common_blanks(first: str, second: str) -> str:

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 
 from fgrlhf_jax.data import chat, templates
 from fgrlhf_jax.data.bucketing import by_length, make_buckets
-from fgrlhf_jax.data.formats import listed, parse_record
+from fgrlhf_jax.data.formats import as_list, parse_record
 from fgrlhf_jax.data.records import Instruction, Record
 from fgrlhf_jax.data.tokenizers import Tokenizer, decode
 from fgrlhf_jax.errors import InputError
@@ -192,7 +192,7 @@ class LanguageModel:
           InputError: for prompts that cannot be encoded, or that leave no room for
             ``max_new_tokens`` within the model's positions.
         """
-        ids = [self.encode(prompt) for prompt in listed(prompts, "prompt")]
+        ids = [self.encode(prompt) for prompt in as_list(prompts, "prompt")]
         return self.generate_from_ids(
             ids,
             sampling_params,

@@ -83,13 +83,13 @@ def drop_held_out_prompts(sets: dict[str, list[Record]]) -> dict[str, list[Recor
 
     def prompts_of(*parts: str) -> set[str]:
         names = [name for name in sets if any(part in name for part in parts)]
-        return {records.same_prompt(row) for name in names for row in sets[name]}
+        return {records.prompt_id(row) for name in names for row in sets[name]}
 
     test, held_out = prompts_of("test"), prompts_of("validation", "test")
     allowed = {}
     for name, rows in sets.items():
         barred = set() if "test" in name else test if "validation" in name else held_out
-        allowed[name] = [row for row in rows if records.same_prompt(row) not in barred]
+        allowed[name] = [row for row in rows if records.prompt_id(row) not in barred]
         if rows and not allowed[name]:
             reason = f"all {len(rows)} rows have a prompt that is held out, perhaps the only one"
             raise InputError(f"{name}: {reason}; give more prompts, or use launch.train_rm or dpo")
@@ -115,7 +115,7 @@ def distinct_prompts(rows: Sequence[Record]) -> list[Instruction]:
     first: dict = {}
     for row in rows:
         prompt = Instruction(row.instruction, row.input, "", row.messages)
-        first.setdefault(records.same_prompt(row), prompt)
+        first.setdefault(records.prompt_id(row), prompt)
     return [*first.values()]
 
 
@@ -142,19 +142,19 @@ def make_parts(config: ConfigDict, folder: Path, seed: int, total: int) -> None:
     if config.embedded:
         prompts = sources.read(str(folder / "data" / "feedback.jsonl"))
     tested = {
-        records.same_prompt(row) for name in feedback if "test" in name for row in feedback[name]
+        records.prompt_id(row) for name in feedback if "test" in name for row in feedback[name]
     }
-    prompts = distinct_prompts([row for row in prompts if records.same_prompt(row) not in tested])
+    prompts = distinct_prompts([row for row in prompts if records.prompt_id(row) not in tested])
     if len(prompts) < total:
         raise InputError(f"{total} rounds of edits need as many prompts; there are {len(prompts)}")
     order = np.random.default_rng(config.seed + 2).permutation(len(prompts))
     sets = {}
     for number in range(1, total + 1):
         part = [prompts[index] for index in sorted(order[number - 1 :: total])]
-        chosen = {records.same_prompt(row) for row in part}
+        chosen = {records.prompt_id(row) for row in part}
         sets[f"prompts_{number}"] = part
         for side in ("train", "validation"):
-            on_part = [row for row in edits[side] if records.same_prompt(row) in chosen]
+            on_part = [row for row in edits[side] if records.prompt_id(row) in chosen]
             sets[f"edits_{number}_{side}"] = on_part
     write_sets(home / f"{arms.PARTS}{total}", sets)
 
@@ -187,10 +187,10 @@ def make_round(config: ConfigDict, home: Path, seed: int, name: str) -> None:
             f"--config.output={file}; then run the same command again"
         )
     validation = sources.read(str(home / "feedback" / "edits_validation.jsonl"))
-    held_out = {records.same_prompt(row) for row in validation}
+    held_out = {records.prompt_id(row) for row in validation}
     sets = {"train": [], "validation": []}
     for row in edits:
-        sets["validation" if records.same_prompt(row) in held_out else "train"].append(row)
+        sets["validation" if records.prompt_id(row) in held_out else "train"].append(row)
     for part, rows in sets.items():
         if not rows:
             raise InputError(f"{out}: no edit is on a prompt of {part}; have more responses edited")

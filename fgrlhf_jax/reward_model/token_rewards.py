@@ -46,7 +46,7 @@ def as_records(rows: Sequence[records.Record | Mapping[str, Any]]) -> list[recor
     """Checks mappings and converts them to records; records are returned unchanged."""
     return [
         row if isinstance(row, records.Record) else formats.parse_record(row, f"row {number}")
-        for number, row in enumerate(formats.listed(rows, "record"), 1)
+        for number, row in enumerate(formats.as_list(rows, "record"), 1)
     ]
 
 

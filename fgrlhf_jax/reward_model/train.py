@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from fgrlhf_jax.data.bucketing import choose_buckets
-from fgrlhf_jax.data.pairs import Pair, encode_by_kind, pad_pairs, tell_preferences
+from fgrlhf_jax.data.pairs import Pair, encode_by_kind, pad_pairs, print_preference_note
 from fgrlhf_jax.data.records import Record
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.functional import pair_metrics
@@ -46,7 +46,7 @@ def run(config: ConfigDict, sets: dict[str, list], tokenizer=None) -> dict:
     model = make_module(cfg, config.loss, config.model.head)
     pairs = {name: encode_by_kind(rows, name, tokenizer, data) for name, rows in sets.items()}
     if config.loss == "token_edit":
-        tell_preferences(pairs["train"])
+        print_preference_note(pairs["train"])
     lengths = [pair.length for by_kind in pairs.values() for pair in chain(*by_kind.values())]
     buckets = choose_buckets(lengths, config.data.buckets)
     trainer = make_trainer(config, mesh, model, pairs["train"], pairs["validation"], buckets)

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from fgrlhf_jax.data.bucketing import choose_buckets, fill_batch
 from fgrlhf_jax.data.demonstrations import response_widths
-from fgrlhf_jax.data.pairs import Pair, encode_by_kind, pad_pairs, tell_preferences
+from fgrlhf_jax.data.pairs import Pair, encode_by_kind, pad_pairs, print_preference_note
 from fgrlhf_jax.functional.preference_losses import (
     WITH_REFERENCE,
     PreferenceSettings,
@@ -60,7 +60,7 @@ def run(config: ConfigDict, sets: dict[str, list], tokenizer=None) -> dict:
     mesh, cfg, tokenizer, data = setup
     kinds = {name: encode_by_kind(rows, name, tokenizer, data) for name, rows in sets.items()}
     if config.loss != "dpo":
-        tell_preferences(kinds["train"])
+        print_preference_note(kinds["train"])
     train, validation = ([*chain(*kinds[name].values())] for name in ("train", "validation"))
     buckets = choose_buckets([pair.length for pair in train + validation], config.data.buckets)
     trainer = make_trainer(settings, mesh, CausalLM(cfg), train, validation, buckets)

@@ -52,10 +52,10 @@ def imitated(rows: Sequence[Record], spec: str) -> list[Record]:
 
 def tell_shared(train: Sequence[Record], others: dict[str, Sequence[Record]]) -> None:
     """Prints how many rows of other files are in the training set, or have a prompt of it."""
-    counts = Counter(map(records.same_prompt, train))  # of half of the rows: one for all edits
+    counts = Counter(map(records.prompt_id, train))  # of half of the rows: one for all edits
     known = {*train, *(prompt for prompt, count in counts.items() if 2 * count < len(train))}
     for name, rows in others.items():
-        if shared := sum(not known.isdisjoint((row, records.same_prompt(row))) for row in rows):
+        if shared := sum(not known.isdisjoint((row, records.prompt_id(row))) for row in rows):
             what = f"{shared} of {len(rows)} rows have a prompt of the training file"
             print(f"{name}: {what}, and its figures say little of others; take them out")
 

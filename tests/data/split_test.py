@@ -2,7 +2,7 @@
 
 import pytest
 
-from fgrlhf_jax.data.records import Edit, Instruction, same_prompt
+from fgrlhf_jax.data.records import Edit, Instruction, prompt_id
 from fgrlhf_jax.data.split import split
 from fgrlhf_jax.errors import InputError
 
@@ -23,7 +23,7 @@ def test_split_by_prompt():
     assert 0.12 < len(prompts[1]) / len(prompts[0] | prompts[1]) < 0.28
     spelt = [Instruction(f"Sum  up.\nCafe\u0301 {n}", "", "") for n in range(200)]
     rows = [Instruction("Sum up.", f"Caf\u00e9 {n}", "") for n in range(200)]
-    sides = [{*map(same_prompt, side)} for side in split(rows + spelt, 0.2, seed=0)]
+    sides = [{*map(prompt_id, side)} for side in split(rows + spelt, 0.2, seed=0)]
     assert sides[0].isdisjoint(sides[1])
 
 

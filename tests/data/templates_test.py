@@ -96,7 +96,7 @@ def test_ids_are_the_same_where_control_tokens_are_looked_for(name, monkeypatch)
     tokenizer, template = LAYOUTS[name]
     records = [conversation(*texts(3, TEXTS, seed)) for seed in range(9)]
     expected = [encode_response(tokenizer, template, record, "a b") for record in records]
-    monkeypatch.setattr("fgrlhf_jax.data.chat.own_controls", lambda *_: None)
+    monkeypatch.setattr("fgrlhf_jax.data.chat.template_controls", lambda *_: None)
     assert [encode_response(tokenizer, template, record, "a b") for record in records] == expected
 
 

@@ -24,7 +24,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from rapidfuzz.distance import Indel, Levenshtein
 
-from fgrlhf_jax.data.words import IN, WORD, mark_changes, split_words
+from fgrlhf_jax.data.words import INSERTED, WORD, mark_changes, split_words
 
 Span = tuple[int, int]
 _UNRELATED = 0.6  # share of changed words from which a text is no version of the original
@@ -226,7 +226,7 @@ def _without_frame(text: str, original: str) -> str:
         raise Doubtful  # what was taken off is all that was changed, or more is to be
     if any(edit.count(mark) > original.count(mark) for mark in _CHANGE_MARKS.findall(edit)):
         raise Doubtful  # "~~Lyon~~ Paris": both texts
-    new = [part.strip() for kind, part in mark_changes(original, edit) if kind == IN]
+    new = [part.strip() for kind, part in mark_changes(original, edit) if kind == INSERTED]
     if new and all(map(_EMPHASIS.fullmatch, new)):
         raise Doubtful  # "**Paris**": shows what is new
     ends = (edit, original, 0), (edit[::-1], original[::-1], 2)

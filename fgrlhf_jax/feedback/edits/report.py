@@ -147,7 +147,7 @@ def _examples(rows, names, metrics, count: int) -> list[dict]:
             shown = row.id, *shown_prompt(row)
             id, instruction, input = (text.translate(html.HARMLESS) for text in shown)
             parts = words.mark_changes(row.original, row.edited)
-            original, edited = (_side(parts, other) for other in (words.IN, words.OUT))
+            original, edited = (_side(parts, other) for other in (words.INSERTED, words.REMOVED))
             examples.append(
                 {"sort": sort, "rank": rank, "row": k + 1, "annotator": names[k]}
                 | {"id": id, "instruction": instruction, "input": input}
@@ -159,7 +159,7 @@ def _examples(rows, names, metrics, count: int) -> list[dict]:
 
 def _side(parts: Sequence[tuple[str, str]], other: str) -> list[tuple[str, bool]]:
     """(text, whether it is changed) of one side of a difference, without what is the other's."""
-    side = [(text, kind != words.SAME) for kind, text in parts if kind != other]
+    side = [(text, kind != words.UNCHANGED) for kind, text in parts if kind != other]
     runs = itertools.groupby(side, key=lambda part: part[1])
     texts = [("".join(text for text, _ in run), changed) for changed, run in runs]
     return [(text.translate(html.HARMLESS), changed) for text, changed in texts]

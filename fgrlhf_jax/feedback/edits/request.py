@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from fgrlhf_jax.data import records
 from fgrlhf_jax.data.row_fields import is_unicode
-from fgrlhf_jax.data.text_forms import fold, restore_form
+from fgrlhf_jax.data.text_forms import normalize, restore_form
 from fgrlhf_jax.data.words import split_words
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.edits import minimality, parse
@@ -112,7 +112,7 @@ def parse_reply(
     edit in a complete pair of tags is whole); unparsed: the reply is not in its form, or repeats
     the template; doubtful: what stands around the edit may be a part of it.
     """
-    original, text = fold(task.response).strip(), fold(reply.text).strip()
+    original, text = normalize(task.response).strip(), normalize(reply.text).strip()
     cut = reply.stop == LENGTH
     if reply.stop == REFUSAL or (cut and not tag):
         return ParsedEdit("", "cut" if cut else "refusal")
