@@ -13,13 +13,12 @@ from fgrlhf_jax.feedback.annotation.items import EDITED, SKIPPED, Decision, Item
 def measure_agreement(
     items: Sequence[Item], decisions: Sequence[Decision]
 ) -> dict[str, float | None] | None:
-    """Compares all pairs of annotators of a row, but for skipped rows; None where there is none.
+    """Compares all pairs of annotators who decided the same row; None if there is none.
 
     Returns:
-      rows, pairs: how many there are;
-      verdict, same_text: the shares of pairs with the same verdict, and with the same text;
-      changed_words: over pairs that both edited, the mean Dice coefficient of the words of the
-        original that each took out or put something beside, 1 where both changed the same places.
+      rows, pairs: their numbers. verdict, same_text: the shares of pairs that agree on it.
+      changed_words: the mean Dice coefficient, over pairs that both edited, of the words of the
+        original that each took out or put something beside.
     """
     by_row = defaultdict(list)
     for decision in decisions:

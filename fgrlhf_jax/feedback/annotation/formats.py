@@ -45,15 +45,13 @@ Convert = Callable[[Any, str, int], ItemAndDecisions]
 def read(
     spec: str, *, columns: str = "", refused: list[str] | None = None
 ) -> tuple[list[Item], list[Decision]]:
-    """The responses of a source, and the decisions that it holds already.
+    """Reads the responses of a source, and the decisions that it holds already.
 
     Args:
       spec: a FILE.json of Argilla or Label Studio, recognised by its rows, or any source of
-        ``sources.read``, where edits are responses with an edit to begin from, several edits of a
-        row one response. Rows without an id get their number; a response may be empty.
-      refused: where given, wrong rows are left out and the messages about them are added to it.
-
-    Raises InputError for the first row that is wrong, or where none is left.
+        ``sources.read``. An edit is a response with an edit to begin from; several edits of a row
+        are one response. Rows without an id get their number; a response may be empty.
+      refused: if given, wrong rows are left out (but not all), and their messages added to it.
     """
     rows, convert = _rows_of_other_tool(spec)
     rows = rows or sources.read_with_rows(spec, columns=columns, refused=refused)

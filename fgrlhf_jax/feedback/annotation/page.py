@@ -48,14 +48,9 @@ class Page:
     limit: float  # share of changed words above which an edit is no longer minimal
 
     def act(self, name: str, data: Mapping) -> Json:
-        """What a tab shows after one of its actions; InputError where it is refused.
-
-        ``data`` has the ``action`` and, as far as it needs them, the texts of the tab.
-        """
+        """What a tab shows after an action; ``data`` has the ``action`` and the tab's texts."""
         try:
-            action, typed = data["action"], _read_typed(name, data)
-            if action not in ACTIONS:
-                raise ValueError(action)
+            action, typed = ACTIONS[ACTIONS.index(data["action"])], _read_typed(name, data)
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise InputError(
                 f"the server cannot read this request ({error!s:.100}); reload the page"
@@ -113,10 +108,7 @@ class Page:
         return item, dataclasses.replace(typed, text=restore_line_ends(typed.text, item.original))
 
     def open(self, typed: Decision, data: Mapping) -> Json:
-        """The view after a reload, with the text that this tab could not send before it.
-
-        A text that was typed for another input, by its digest, is not put into this one.
-        """
+        """The view after a reload, with the text that was typed, if it was for the same input."""
         item = self.store.take(typed.annotator)
         if item and item.id == typed.id and data.get("digest") == input_digest([item]):
             self.store.draft(self.with_line_ends(typed)[1])
@@ -140,10 +132,9 @@ class Page:
                 "original, or skip the row, unless nothing less makes it right."
             }
         decision = dataclasses.replace(edit, verdict=EDITED, over_limit=ratio > self.limit)
-        verdict = self.store.decide(decision).verdict
-        return self.view(
-            typed.annotator, f"Row {item.id} is {'fine as it is' if verdict == FINE else 'saved'}."
-        )
+        is_fine = self.store.decide(decision).verdict == FINE
+        message = f"Row {item.id} is {'fine as it is' if is_fine else 'saved'}."
+        return self.view(typed.annotator, message)
 
     def skip(self, typed: Decision, _: Mapping) -> Json:
         self.store.decide(dataclasses.replace(typed, verdict=SKIPPED))

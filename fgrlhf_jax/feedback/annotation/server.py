@@ -88,10 +88,7 @@ def known_name(name: str, known: Sequence[str]) -> str:
 
 
 class App:
-    """The ASGI application, bound to ``host``; ``guidelines`` are HTML.
-
-    ``root_path`` is "", or where people reach it behind a proxy: https://host/path.
-    """
+    """The ASGI application; ``guidelines`` are HTML, ``root_path`` the address by a proxy or ""."""
 
     def __init__(self, page: Page, *, host: str, root_path: str, password: str, guidelines: str):
         root = urllib.parse.urlsplit(root_path)
@@ -193,10 +190,7 @@ class App:
         return await run_in_threadpool(self.page.act, name, data)
 
     async def enter(self, data: Mapping) -> dict[str, Any]:
-        """Checks the name and the password: one guess a second, for all clients together.
-
-        A name is one person's, whatever its case and blanks; a new one is asked about first.
-        """
+        """Checks the password, one guess a second of all clients, and asks about a new name."""
         name = clean_name(str(data.get("name", "")))
         if self.guessing.locked():
             raise InputError("somebody gave a wrong password just now; try again in a second")

@@ -46,10 +46,10 @@ class Annotations(contextlib.AbstractContextManager):
 
     Args:
       items: in the order in which they are assigned; their ids are distinct.
-      output: FILE.jsonl of edits, new or continued; ``imported_log`` is an earlier version's.
+      output: FILE.jsonl of edits, new or continued; new, it begins with the log of an earlier
+        version (``imported_log``), or else with the decisions ``imported`` from another tool.
       overlap: how many people edit each row.
       release_after: seconds of silence after which an open row may be assigned to somebody else.
-      imported: decisions of another tool, with which a new output begins.
 
     Raises InputError when the files are of another input, hold something else, or are unwritable.
     """
@@ -75,7 +75,15 @@ class Annotations(contextlib.AbstractContextManager):
         self.touch, self.close = self._events.touch, self._events.close
         try:
             with self._events.transaction():
-                self._begin(input_digest(items, imported), imported)
+                digest, log = input_digest(items, imported), old_log.path_of(self.output)
+                is_empty = self._events.begin(digest)
+                if is_empty and log.exists():
+                    self.imported_log = log
+                    for event in old_log.read(log, self.items, digest):
+                        self._events.add(**event)
+                elif is_empty:
+                    for decision in imported:
+                        self._events.record(decision)
             self.write_edits()
             with contextlib.suppress(InputError):  # not every file system can
                 self._events.query("PRAGMA journal_mode = WAL")
@@ -85,17 +93,6 @@ class Annotations(contextlib.AbstractContextManager):
             if is_new:
                 path.unlink(missing_ok=True)
             raise
-
-    def _begin(self, digest: str, decisions: Sequence[Decision]) -> None:
-        """A new database has the log of an earlier version, or else decisions of another tool."""
-        is_new, log = self._events.begin(digest), old_log.path_of(self.output)
-        if is_new and log.exists():
-            self.imported_log = log
-            for event in old_log.read(log, self.items, digest):
-                self._events.add(**event)
-        elif is_new:
-            for decision in decisions:
-                self._events.record(decision)
 
     def __exit__(self, *_):
         self.close()
@@ -107,10 +104,7 @@ class Annotations(contextlib.AbstractContextManager):
         return self.items[self._number[id]]
 
     def take(self, name: str, put_back: str | None = None) -> Item | None:
-        """The annotator's open row, or else the next free one, opened; None where none is free.
-
-        ``put_back`` is the id of a row to close undecided, if it is the open one.
-        """
+        """The annotator's open row; if there is none, or it is ``put_back``, the next free one."""
         self.touch(name)
         with self._events.transaction():
             open_id = self._events.open_row(name)
@@ -148,22 +142,20 @@ class Annotations(contextlib.AbstractContextManager):
                 return False
             query = "SELECT n, event, text FROM events WHERE annotator = :name AND row = :id"
             *before, (n, event, last) = self._events.query(f"{query} ORDER BY n", name=name, id=id)
-            item = self.item(id)
+            item, old, new = self.item(id), last or "", draft.text
             earlier = {item.original, *item.edits, *(text for *_, text in before)}
-            is_typed_on = draft.text not in earlier and _only_adds(last or "", draft.text)
-            if event == DRAFT and (draft.text == last or is_typed_on):
+            common = Prefix.similarity(old, new) + Postfix.similarity(old, new)
+            # Text was inserted at one place and nothing deleted.
+            is_typed_on = new not in earlier and len(old) <= min(common, len(new))
+            if event == DRAFT and (new == last or is_typed_on):
                 change = "UPDATE events SET text = :text, details = :details WHERE n = :n"
-                self._events.query(change, text=draft.text, details=draft.details, n=n)
+                self._events.query(change, text=new, details=draft.details, n=n)
             else:
                 self._events.record(draft)
             return True
 
     def decide(self, decision: Decision) -> Decision:
-        """Records an edit (fine, where nothing was changed) or a skipped row.
-
-        Raises InputError for a text that cannot be an edit, a second and different decision, or a
-        row that others have by now.
-        """
+        """Records an edit (fine, where nothing was changed) or a skipped row."""
         name, id, original = decision.annotator, decision.id, self.item(decision.id).original
         if decision.verdict == SKIPPED:
             decision = dataclasses.replace(decision, text=original)
@@ -224,10 +216,9 @@ class Annotations(contextlib.AbstractContextManager):
         """How far everybody is, and an annotator.
 
         Returns:
-          rows, overlap, and done, the rows that so many people edited or found fine; of everybody
-          edited, fine, skipped, the rows ``open`` and, by name, those not done ``skipped_by`` them;
-          mine, the annotator's decisions; left, rows that are free for them, the open one too;
-          open_elsewhere, rows not done that others have open.
+          rows; done, those that ``overlap`` people edited or found fine; everybody's edited, fine,
+          skipped and open, and skipped_by {name: rows not done}; mine, the annotator's decisions;
+          left, rows free for them, the open one too; open_elsewhere, rows not done nor left.
         """
         query = "SELECT row, annotator, event FROM events WHERE standing"
         with self._events.transaction():
@@ -252,10 +243,7 @@ class Annotations(contextlib.AbstractContextManager):
         }
 
     def write_edits(self) -> None:
-        """Writes the edits that stand to ``output``, unless this process has since the last one.
-
-        Raises InputError where it cannot be, or holds rows that are not from the database.
-        """
+        """Writes the edits that stand to ``output``, unless this process has since the last one."""
         if not self._is_written:
             with self._events.transaction():
                 self._events.write_edits(self.output, self.item)
@@ -283,9 +271,3 @@ class Annotations(contextlib.AbstractContextManager):
         for other in self._events.silent(name, row):
             if not self._has_room(name, row):
                 self._events.add(CLOSED, row, other)
-
-
-def _only_adds(before: str, after: str) -> bool:
-    """Whether text was inserted at one place and nothing deleted."""
-    common = Prefix.similarity(before, after) + Postfix.similarity(before, after)
-    return len(before) <= min(common, len(after))

@@ -53,10 +53,7 @@ class ParsedEdit(NamedTuple):
 
 
 def make_tasks(rows: Sequence[records.RecordAndRow], side: str = "worse") -> list[EditTask]:
-    """One task a row: an instruction's output, an edit's original, a preference's `side`.
-
-    A row without an id gets its number, from 1.
-    """
+    """One task a row: an instruction's output, an edit's original, a preference's `side`."""
     tasks = []
     for n, (record, fields) in enumerate(rows, 1):
         name = "output"

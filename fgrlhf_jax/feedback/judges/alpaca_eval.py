@@ -126,10 +126,7 @@ def write(path: str | os.PathLike, comparisons: Sequence[Comparison]) -> None:
 
 
 def read_difficulty(path: str) -> length_control.Difficulty:
-    """Reads alpaca_eval's `df_gamed.csv`, or a file of two columns: row number and difficulty.
-
-    Raises InputError for any other, or whose row numbers are not 0, 1, … without a gap.
-    """
+    """Reads alpaca_eval's `df_gamed.csv`, or a file of two columns: row number and difficulty."""
     names = ("std_delta_len", "instruction_difficulty", "preference")
     difficulties, baselines = {}, []
     for where, row in sources.read_rows(path):
@@ -164,8 +161,6 @@ def summarize(
       ``n`` rows with a preference; wins, losses, draws; ``unparsed``, the rows without one;
       ``length`` and ``reference_length``, mean characters over all rows; what ``length_control``
       makes of them and ``difficulty``; ``first_shown`` and ``verdicts`` (:func:`position_bias`).
-
-    Raises InputError without one preference, or with responses of several models on one side.
     """
     for side in ("generator_1", "generator_2"):
         names = sorted({getattr(comparison, side) for comparison in comparisons} - {""})
@@ -202,10 +197,7 @@ def summarize(
 
 
 def position_bias(comparisons: Sequence[Comparison]) -> tuple[float | None, int]:
-    """How often, in percent, a judge chose what it was shown first (50: no bias); of how many.
-
-    The share is None where no verdict is for one response.
-    """
+    """How often, in percent, a judge chose the response shown first (50: no bias); of how many."""
     choices = [verdict.choice for c in comparisons for verdict in c.verdicts]
     first, second = choices.count("first"), choices.count("second")
     return (100 * first / (first + second) if first + second else None), first + second
@@ -219,8 +211,6 @@ def paired_difference(
     Returns:
       difference, low and high in percent (``win_rate.paired_bootstrap``), not_better (a share),
       and n, the prompts with a preference in both.
-
-    Raises InputError when the prompts or the reference's responses are not the same.
     """
     first, second = by_prompt(model), by_prompt(other)
     alone = [key for key in (*first, *second) if (key in first) != (key in second)]

@@ -63,8 +63,6 @@ def build_questions(
       labels: what a verdict for the first, the second, and for neither is called.
       as_json: whether the server holds replies to a schema. If not, and the template shows no
         ``reply_form`` (it asks for a label and nothing else), the label is the whole reply.
-
-    Raises InputError when the template shows no input though rows have one, or fails on a row.
     """
     with_input = sum(bool(row.input.strip()) for row in comparisons)
     if with_input and not template.shows("input"):
@@ -140,10 +138,9 @@ def combine_verdicts(of_row: Sequence[Verdict]) -> float | None:
 
 
 def judge_by_function(comparisons: Sequence[Comparison], name: str) -> list[Comparison]:
-    """The comparisons with the preferences of a user's function, called once for each side.
+    """The comparisons with the preferences of a function, which is called once for each side.
 
-    ``name`` is ``module:function``, which scores responses as a reward function does; equal scores
-    are a draw.
+    ``module:function`` scores responses as a reward function does; equal scores are a draw.
     """
     score = functools.partial(user_function.score_responses, user_function.load(name), name)
     prompts = [records.prompt_text(row) for row in comparisons]

@@ -16,10 +16,7 @@ CHOICES = FIRST, SECOND, TIE = "first", "second", "tie"
 
 
 def parse_labels(spec: str) -> tuple[str, ...]:
-    """The labels of a list by commas: of the first response, of the second, of a draw if there is.
-
-    Raises InputError unless there are two or three different ones.
-    """
+    """The labels of a list by commas: of the first response, of the second, of a draw if any."""
     labels = tuple(label.strip() for label in spec.split(","))
     if "" in labels or len(set(labels)) != len(labels) or len(labels) not in (2, 3):
         raise InputError(

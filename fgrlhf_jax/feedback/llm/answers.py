@@ -82,10 +82,7 @@ def _join_parts(content: Any) -> str:
 
 
 def _join_stream(content: bytes) -> dict:
-    """The answer whose pieces a server streams (SSE) without having been asked to.
-
-    Raises ValueError where its end is missing.
-    """
+    """The answer that a server streams (SSE) unasked; ValueError where its end is missing."""
     message, stop, usage = {"content": "", "refusal": ""}, None, {}
     lines = [line[5:].strip() for line in content.splitlines() if line.startswith(b"data:")]
     for event in (json.loads(line) for line in lines if line != b"[DONE]"):

@@ -85,8 +85,7 @@ def append_rows(
       rows: called with the number of rows that exist already, gives the others: (row, whether it
         goes to ``output``).
 
-    Returns how many rows both files hold. Raises InputError when these are of other keys, another
-    process writes them, or they cannot be written.
+    Returns how many rows each file holds.
     """
     paths = (Path(output), rejected_path(Path(output)))
     with contextlib.ExitStack() as stack:

@@ -134,9 +134,8 @@ def collect_replies(
       identity: what determines a reply besides its request: provider, model, address, …
       progress: wraps the iteration over the requests that are still to be sent.
 
-    Raises InputError for an unusable cache, at a cap, where ``send`` does, and at too many failures
-    in a row. Where a request has no reply after all its tries, the others are still sent, nothing
-    is yielded from its position on, and it is raised at the end.
+    Where a request has no reply after all its tries, the others are still sent, nothing is yielded
+    from its position on, and an InputError is raised at the end.
     """
     usage = usage or Usage()
     keys = [request_key(identity, request) for request in requests]
