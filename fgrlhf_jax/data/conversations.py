@@ -19,6 +19,7 @@ _TEXT_PARTS = ("text", "input_text", "output_text")
 _NOT_TEXT = {"tools", "functions", "tool_calls", "function_call"}
 _NOT_TEXT |= {"audio", "audios", "image", "images", "video", "videos", "chat_template_kwargs"}
 _THOUGHTS = {"reasoning", "reasoning_content", "reasoning_details", "thinking", "thinking_blocks"}
+_PARTS = {"prefix", "partial", "train_detail"}  # of an answer: Mistral's, Qwen's, axolotl's
 
 
 def check_texts(value: Mapping[str, Any], where: str, fields: Iterable[str] = ()) -> None:
@@ -26,8 +27,8 @@ def check_texts(value: Mapping[str, Any], where: str, fields: Iterable[str] = ()
     for name in sorted(_NOT_TEXT.union(fields) & value.keys()):
         if parse_list(value[name]):
             raise InputError(
-                f"{where}: has the field {name}, and only texts are supported; leave such rows "
-                "out, or remove the field"
+                f"{where}: has the field {name}, and only whole texts are supported; leave such "
+                "rows out, or remove the field"
             )
 
 
@@ -59,7 +60,7 @@ def parse_turns(value: Any, where: str) -> Turns:
         message = item if isinstance(item, Mapping) else {}
         role = message.get("role", message.get("from"))
         content = message.get("content", message.get("value"))
-        check_texts(message, where, _THOUGHTS)
+        check_texts(message, where, _THOUGHTS | _PARTS)
         if isinstance(content, list | tuple):
             texts = [_part_text(part) for part in content]
             content = "".join(texts) if all(isinstance(text, str) for text in texts) else None

@@ -136,7 +136,7 @@ def parse_row(
     if messages := tuple(Message(**turn) for turn in prompt.pop("messages", ())):
         prompt = {"instruction": "", "input": "", "messages": messages}
     if kind is Instruction:
-        if need not in ("prompts", "rows", "candidates"):
+        if need == "responses":
             _check_trained(row, (*names, *(PROMPTS[:2] if last is not None else ())), where)
         if not answers:
             is_open = need in ("prompts", "rows") or any(row.get(name) for name in PROMPTS[:2])
@@ -217,7 +217,8 @@ def _check_trained(row: Row, fields: Iterable[str], where: str) -> None:
     # LLaMA-Factory's rows a tag.
     label = flag_of(row, "label", where) if "completion" in fields else row.get("label")
     marked = [turn for turn in last if isinstance(turn, Mapping)]
-    flags = [(name, turn.get(name)) for turn in marked for name in ("weight", "train", "loss")]
+    names = "weight", "train", "training", "loss"
+    flags = [(name, turn.get(name)) for turn in marked for name in names]
     flags += [("label", label), ("kto_tag", row.get("kto_tag"))]  # other labels may be 0
     for name, value in flags:
         if str(value).lower() == "false" or (name != "label" and number_of(value) == 0):

@@ -234,14 +234,16 @@ def _history(row: Row, where: str) -> Turns:
 
 def _with_system(row: Row, turns: Turns, where: str) -> Turns:
     """Puts the field "system", or "system_prompt" as in OpenOrca, before the turns."""
-    name = next((n for n in ("system", "system_prompt") if row.get(n) is not None), "")
-    text = text_of(row, name, where, blank=True) if name else ""
-    if not text.strip() or turns[0] == {"role": "system", "content": text}:
-        return turns
-    if turns[0]["role"] == "system":
-        reason = f"{name} differs from the system message of the messages"
-        raise InputError(f"{where}: {reason}; remove one of them")
-    return parse_turns([{"role": "system", "content": text}, *turns], where)
+    names = [name for name in ("system", "system_prompt") if row.get(name) is not None]
+    texts = {name: text_of(row, name, where, blank=True) for name in names}
+    texts = {name: text for name, text in texts.items() if text.strip()}
+    if texts and turns[0]["role"] == "system":
+        texts["the system message of the messages"] = turns[0]["content"]
+    if len({*texts.values()}) > 1:
+        first, other, *_ = texts
+        raise InputError(f"{where}: {first} differs from {other}; remove one of them")
+    head = [] if turns[0]["role"] == "system" else [*texts.values()][:1]
+    return [*({"role": "system", "content": text} for text in head), *turns]
 
 
 def refuse_two_prompts(names: list[str], where: str) -> None:

@@ -50,7 +50,7 @@ def test_columns(row, columns, expected):
     assert formats.parse_row(row, "a:1", columns=parse_columns(columns)) == expected
 
 
-@pytest.mark.parametrize("need", ["prompts", "candidates"])
+@pytest.mark.parametrize("need", ["any", "prompts", "candidates"])
 def test_a_label_is_of_no_interest_where_the_response_is_not_learnt(need):
     row = {"prompt": SKY, "completion": "Green.", "label": False}
     assert formats.parse_row(row, "a:1", need) == [Instruction(SKY, "", "Green.")]
@@ -177,7 +177,10 @@ REFUSED = [
     ({"messages": [*turns(SKY), GREEN | {"weight": 0}]}, "weight is 0, a response not to learn"),
     ({"prompt": SKY, "completion": [GREEN | {"weight": "0"}]}, "weight is 0, a response not to"),
     ({"messages": turns(SKY), "input": "A text.", "output": "A"}, "input and messages hold two di"),
-    ({"messages": [*turns(SKY), GREEN | {"train": False}]}, "train is false, a response not to"),
+    *(
+        ({"messages": [*turns(SKY), GREEN | {name: False}]}, f"{name} is false, a response not to")
+        for name in ("train", "training", "loss")
+    ),
     ({"instruction": SKY, "output": "A", "kto_tag": False}, "kto_tag is false, a response not"),
     ({"messages": [*turns(SKY), GREEN], "label": "False"}, "label is false, a response not to"),
     *(
@@ -189,6 +192,7 @@ REFUSED = [
         )
     ),
     ({"system": "S", "messages": turns(SKY, "A", system="T")}, "system differs from the system"),
+    (EDITED | {"system": "S", "system_prompt": "T"}, "system differs from system_prompt; remove"),
     (ULTRA | {"score_chosen": "2", "score_rejected": "2.5"}, "chosen is 2, .*_rejected is 2.5"),
     (ULTRA | {"chosen_rm_score": 1, "rejected_rm_score": 2}, "chosen_rm_score is 1, and"),
     (ULTRA | {"margin": "-0.5"}, "margin is -0.5: the rejected answer is better; exchange the"),
@@ -209,7 +213,7 @@ REFUSED = [
     ({"messages": turns(SKY), "chat_template_kwargs": {"a": 1}}, "the field chat_template_kwargs"),
     *(
         ({"messages": [*turns(SKY), {"role": "assistant", "content": "A", name: [{}]}]}, name)
-        for name in ("tool_calls", "function_call", "reasoning_content", "thinking")
+        for name in ("tool_calls", "reasoning_content", "thinking", "prefix", "train_detail")
     ),
     *(
         ({"messages": [*turns(SKY), {"role": "assistant", "content": [part]}]}, "is not a message")
@@ -227,7 +231,7 @@ REFUSED = [
 @pytest.mark.parametrize(("row", "message"), REFUSED, ids=[message for _, message in REFUSED])
 def test_refused(row, message):
     with pytest.raises(InputError, match=f"^a:1: .*{message}") as caught:
-        formats.parse_row(row, "a:1")
+        formats.parse_row(row, "a:1", "responses")
     assert len(str(caught.value)) < 500
 
 
