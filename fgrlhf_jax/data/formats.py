@@ -69,7 +69,9 @@ FIELDS = (*ANSWERS, *PROMPTS, "input", "system", "history", "id", "error_spans",
 
 # Fields in which the better answer has the higher value, unlike rank or toxicity_score.
 _SCORE = re.compile(r"(?=.*chosen)(?:(?:chosen|score|rating|reward|rm|avg|mean|overall)s?[-_ .]?)+")
-_CUT = {"length", "max_tokens", "max_output_tokens", "model_length"}  # finish reasons of servers
+# Finish reasons of servers.
+_CUT = {"length", "max_tokens", "max_output_tokens", "model_length", "content_filter", "safety"}
+_CUT |= {"error", "abort"}
 
 
 def parse_columns(text: str) -> dict[str, str]:
@@ -163,6 +165,9 @@ def _rename_columns(row: Row, where: str, columns: Mapping[str, str]) -> dict[st
     if isinstance(value := row.get("input"), Mapping) and "messages" in value:
         check_texts(value, where)
         row |= {"input": None, "messages": value["messages"]}
+    for name in ("rejected_response", "rejected_messages"):  # SWIFT
+        if row.get(name) and row.get("messages"):
+            row |= {"chosen": row["messages"], "rejected": row[name]}
     if "raw_instruction" in row:  # alpaca_eval
         raw, input = (text_of(row, name, where, True) for name in ("raw_instruction", "input"))
         if join_prompt(raw, input) != row.get("instruction"):
@@ -191,7 +196,7 @@ def _labels(
     for flag, name in zip(flags, names or ("output",), strict=False):
         column = flag if flag in columns else _FLAG_OF.get(columns.get(name, name), flag)
         fields[flag] = flag_of(row, column, where)
-    reasons = (row.get(f"{name}_reason") for name in ("finish", "stop", "done"))
+    reasons = map(row.get, ("finish_reason", "stop_reason", "done_reason", "finishReason"))
     if kind is Instruction and not _CUT.isdisjoint(str(reason).lower() for reason in reasons):
         fields["finished"] = False
     return fields
@@ -217,7 +222,7 @@ def _check_trained(row: Row, fields: Iterable[str], where: str) -> None:
     # LLaMA-Factory's rows a tag.
     label = flag_of(row, "label", where) if "completion" in fields else row.get("label")
     marked = [turn for turn in last if isinstance(turn, Mapping)]
-    names = "weight", "train", "training", "loss"
+    names = "weight", "train", "training", "loss", "loss_scale", "loss_weight"
     flags = [(name, turn.get(name)) for turn in marked for name in names]
     flags += [("label", label), ("kto_tag", row.get("kto_tag"))]  # other labels may be 0
     for name, value in flags:

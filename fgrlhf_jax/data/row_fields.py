@@ -234,7 +234,8 @@ def _history(row: Row, where: str) -> Turns:
 
 def _with_system(row: Row, turns: Turns, where: str) -> Turns:
     """Puts the field "system", or "system_prompt" as in OpenOrca, before the turns."""
-    names = [name for name in ("system", "system_prompt") if row.get(name) is not None]
+    names = "system", "system_prompt", "system_message"
+    names = [name for name in names if row.get(name) is not None]
     texts = {name: text_of(row, name, where, blank=True) for name in names}
     texts = {name: text for name, text in texts.items() if text.strip()}
     if texts and turns[0]["role"] == "system":
@@ -257,7 +258,7 @@ def common_beginning(
     row: Row, names: tuple[str, ...], answers: list[str], where: str
 ) -> tuple[dict[str, str], list[str]]:
     """Splits both texts of a TRL pair into their common beginning, the prompt, and the answers."""
-    if prompts := [name for name in PROMPTS if name in row]:
+    if prompts := [n for n in PROMPTS if n in row and not (row[n] and str(row[n]).strip())]:
         raise InputError(f"{where}: {prompts[0]} is empty; give a prompt")
     rest = {n: value for n, value in row.items() if n not in (*names, "id")}
     parts = {n: value if isinstance(value, list | tuple) else [value] for n, value in rest.items()}

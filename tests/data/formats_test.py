@@ -167,6 +167,7 @@ REFUSED = [
     ({"prompt": SKY, "response": "A", "annotation_id": 1, "lead_time": 2}, "Argilla or Label"),
     ({"prompt": None, "chosen": "A b", "rejected": "A c"}, "prompt is empty; give a prompt"),
     ({"messages": [], "completion": "A"}, "messages is empty; give a prompt"),
+    ({"context": SKY, "answer": "A"}, "misses the field 'instruction' .it has context, answer"),
     ({"chosen": "A b", "rejected": "A "}, "the response 'rejected' is empty"),
     ({"chosen": [*turns("a"), BLUE], "rejected": [*turns("b"), GREEN]}, "to different conver"),
     ({"prompt": SKY, "chosen": turns("a"), "rejected": [GREEN]}, "chosen does not end with"),
@@ -179,7 +180,7 @@ REFUSED = [
     ({"messages": turns(SKY), "input": "A text.", "output": "A"}, "input and messages hold two di"),
     *(
         ({"messages": [*turns(SKY), GREEN | {name: False}]}, f"{name} is false, a response not to")
-        for name in ("train", "training", "loss")
+        for name in ("train", "training", "loss", "loss_scale")
     ),
     ({"instruction": SKY, "output": "A", "kto_tag": False}, "kto_tag is false, a response not"),
     ({"messages": [*turns(SKY), GREEN], "label": "False"}, "label is false, a response not to"),

@@ -235,7 +235,12 @@ def test_whether_a_response_ended_travels_with_its_record():
     assert records.is_finished(pair, "output_1")
     assert not records.is_finished(pair, "output_2")
     assert formats.parse_record(INSTRUCTION | {"finished": None}, "a:1").finished
-    assert not formats.parse_record(INSTRUCTION | {"stop_reason": "MAX_TOKENS"}, "a:1").finished
+    for reason in (
+        {"stop_reason": "MAX_TOKENS"},
+        {"finishReason": "SAFETY"},
+        {"finish_reason": "abort"},
+    ):
+        assert not formats.parse_record(INSTRUCTION | reason, "a:1").finished
     with pytest.raises(InputError, match="a:1: finished is 'perhaps'; it must be true or false"):
         formats.parse_record(INSTRUCTION | {"finished": "perhaps"}, "a:1")
 

@@ -143,8 +143,16 @@ LAYOUTS = {
         | {"chosen": entry("gpt", "Blue."), "rejected": entry("gpt", "Green.")},
         pair("Blue.", "Green.", *chat(SKY)),
     ),
+    "SWIFT text": (
+        {"messages": [*turns(SKY), BLUE], "rejected_response": "Green."},
+        pair("Blue.", "Green.", *chat(SKY)),
+    ),
+    "SWIFT messages": (
+        {"messages": [*turns(SKY), BLUE], "rejected_messages": [*turns(SKY), GREEN]},
+        pair("Blue.", "Green.", *chat(SKY)),
+    ),
     "LLaMA-Factory's history": (
-        {"instruction": SKY, "input": "", "output": "Blue.", "system": "Be brief."}
+        {"instruction": SKY, "input": "", "output": "Blue.", "system_message": "Be brief."}
         | {"history": [["Hi", "Hello"]]},
         Instruction("", "", "Blue.", chat("Hi", "Hello", SKY, system="Be brief.")),
     ),
