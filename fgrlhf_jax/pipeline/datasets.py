@@ -13,7 +13,7 @@ from fgrlhf_jax.data.split import split
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.pipeline import arms
 from fgrlhf_jax.runtime.files import read_json, write_json, write_jsonl
-from fgrlhf_jax.tiny_world.datasets import collect_feedback, write_instructions
+from fgrlhf_jax.tiny_world.datasets import collect_feedback, make_instructions
 from fgrlhf_jax.tiny_world.judge import gold_score
 from fgrlhf_jax.tiny_world.people import Rates
 from fgrlhf_jax.tiny_world.words import make_tokenizer
@@ -32,10 +32,11 @@ def make_data(config: ConfigDict, folder: Path) -> None:
             print(f"{name}: {total} rows, {total - len(rows)} dropped: held-out prompts")
             write_jsonl(folder / "data" / f"{name}.jsonl", rows)
     else:
-        rates = Rates(**config.world.rates)
-        sizes = {name: config.world[name] for name in SETS}
+        options = {"rates": Rates(**config.world.rates), "world": config.world.kind}
         make_tokenizer().save_pretrained(folder / "data" / "tokenizer")
-        write_instructions(folder / "data", sizes, config.seed, rates, config.world.kind)
+        for name in SETS:
+            rows = make_instructions(config.world[name], name, config.seed, **options)
+            write_jsonl(folder / "data" / f"{name}.jsonl", rows)
 
 
 def sets_of_files(config: ConfigDict) -> dict[str, list[Record]]:

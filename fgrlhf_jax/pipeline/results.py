@@ -25,8 +25,8 @@ def gather(config: ConfigDict, folder: Path, arms: dict[str, str], models: dict[
       models: labels of the reward models.
     """
     homes = [folder / f"seed_{seed}" for seed in range(config.seeds)]
-    tables = [_read(home / "tables.json") for home in homes]
-    reference = _read(homes[0] / "answers" / "reference.json")["sampled"]
+    tables = [read_json(home / "tables.json", {}) for home in homes]
+    reference = read_json(homes[0] / "answers" / "reference.json", {})["sampled"]
     return {
         "config": run_dir.flatten(config.to_dict()),
         "seeds": config.seeds,
@@ -59,7 +59,7 @@ def read_run(home: Path, arm: str) -> dict:
     seconds = [row["time/step"] for row in rows if "time/step" in row][1:]
     within = [row[CORRELATION] for row in rows if row.get(CORRELATION) is not None][-10:]
     answers, reference, start = (
-        _read(home / "answers" / f"{name}.json") for name in (arm, "reference", BASE)
+        read_json(home / "answers" / f"{name}.json", {}) for name in (arm, "reference", BASE)
     )
     # Outcomes against the reference samples (T = 1), and against the start's greedy responses.
     references = {"outcome": reference["sampled"], "outcome_greedy_start": start["greedy"]}
@@ -83,11 +83,11 @@ def read_run(home: Path, arm: str) -> dict:
 
 def read_samples(folder: Path, answers: Path, arms: Iterable[str], count: int) -> list[dict]:
     """Responses of the arms and of the reference (T = 1) to the first ``count`` test prompts."""
-    reference = _read(answers / "reference.json")["sampled"][:count]
+    reference = read_json(answers / "reference.json", {})["sampled"][:count]
     prompts = sources.read(str(folder / "data" / "test.jsonl"))[: len(reference)]
     samples = [{"prompt": prompt_text(prompt), "by": {}} for prompt in prompts]
     for name in ("reference", *arms):
-        answers_of_arm = _read(answers / f"{name}.json")["sampled"][:count]
+        answers_of_arm = read_json(answers / f"{name}.json", {})["sampled"][:count]
         outcomes = _outcomes(answers_of_arm, reference)
         for sample, answer, outcome in zip(samples, answers_of_arm, outcomes, strict=True):
             sample["by"][name] = {
@@ -118,7 +118,3 @@ def learning_curve(rows: list[dict]) -> list[dict]:
                 point[name] = row.get(f"validation/{name}")
             curve.append(point | {"seconds": sum(past)})
     return curve
-
-
-def _read(path: Path) -> dict:
-    return read_json(path, {}, "delete it and run the same command, which writes it again")

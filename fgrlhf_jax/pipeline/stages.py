@@ -62,8 +62,7 @@ def run(
         say(f"{len(done)} of {len(stages)} stages are already done")
     waiting = [stage for stage in stages if stage.name not in done]
     running: dict[int, tuple[Stage, float]] = {}  # by pid
-    run_before = [stage for stage in waiting if _has_run(stage, folder)]
-    markers = {stage.name: _read_marker(stage, folder) for stage in run_before}
+    markers = {s.name: _read_marker(s, folder) for s in waiting if _has_run(s, folder)}
     if not waiting:
         return
     cache = (folder / "cache").absolute()

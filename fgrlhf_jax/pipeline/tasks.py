@@ -30,7 +30,6 @@ from fgrlhf_jax.runtime.versions import describe_devices
 from fgrlhf_jax.tiny_world.judge import gold_score, oracle_rewards, words_to_change
 from fgrlhf_jax.training import correction
 
-MADE_AGAIN = "delete it and run the same command, which writes it again"
 REFERENCE_SEED = 10**6  # added to a seed for the reference's samples, which differ from the arms'
 
 
@@ -103,7 +102,7 @@ def make_answers(config: ConfigDict, folder: Path, seed: int, policies: dict[str
     made_with = task_fields(config, "answers")
     for arm, path in policies.items():
         file = out / f"{arm}.json"
-        before = read_json(file, {}, MADE_AGAIN).get("made_with", {}) if file.exists() else {}
+        before = read_json(file, {}).get("made_with", {}) if file.exists() else {}
         if before and before == user_function.comparable(made_with, before):
             continue
         model = LanguageModel.load(path, template=config.template)
@@ -169,7 +168,7 @@ def measure_fluency(config: ConfigDict, prompts: Sequence[Record], answers: dict
 def models_of_tables(home: Path) -> list[str]:
     """The reward models of an existing tables.json, which an earlier start with other arms made."""
     like, file = {"reward_models": {}}, home / "tables.json"
-    names = read_json(file, like, MADE_AGAIN)["reward_models"] if file.exists() else ()
+    names = read_json(file, like)["reward_models"] if file.exists() else ()
     return [name for name in names if (home / name / "eval.json").exists()]
 
 

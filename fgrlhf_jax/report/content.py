@@ -144,9 +144,8 @@ def _accuracies(runs: list[dict]) -> dict:
         tables = [run[test_set] for run in runs if test_set in run]
         if test_set == "auroc" or len(tables) < len(runs):
             continue
-        over = mean_over_seeds([table["accuracy"] for table in tables])
-        se = over["se"] if len(runs) > 1 else tables[0]["se"]
-        row[test_set] = {"accuracy": over["mean"], "se": se, "n": tables[0]["n"]}
+        over = corrections.combine_seeds([(table["accuracy"], table["se"]) for table in tables])
+        row[test_set] = {"accuracy": over["mean"], "se": over["se"], "n": tables[0]["n"]}
     return row | {"auroc": _of_runs(runs, "auroc")}
 
 

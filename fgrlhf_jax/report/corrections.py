@@ -2,10 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-
 from fgrlhf_jax.functional.correction import rank_correlation
-from fgrlhf_jax.functional.win_rate import mean_and_error
+from fgrlhf_jax.functional.win_rate import mean_and_error, mean_over_seeds
 from fgrlhf_jax.report.verdict import DECODINGS
 
 _FIGURES = {"sampled": (), "greedy": (), "written": (), "moved": ("unchanged",)}
@@ -48,21 +46,17 @@ def _row(runs: Sequence[Mapping]) -> dict:
         parts = [run.get("corrections") or {} for run in runs]
         for key in (*within, name):
             parts = [part.get(key) or {} for part in parts]
-        row[name] = _mean([(part.get("mean"), part.get("se")) for part in parts])
+        row[name] = combine_seeds([(part.get("mean"), part.get("se")) for part in parts])
     for decoding in DECODINGS:
         words = [run[decoding].get("words_to_change") or [] for run in runs]
         errors_of_runs = [mean_and_error(each) if each else (None, None) for each in words]
-        row[f"words_{decoding}"] = _mean(errors_of_runs)
-        fluency = [(run.get("fluency") or {}).get(decoding) or {} for run in runs]
-        row[f"fluency_{decoding}"] = _mean([(part.get("mean"), part.get("se")) for part in fluency])
+        row[f"words_{decoding}"] = combine_seeds(errors_of_runs)
+        parts = [(run.get("fluency") or {}).get(decoding) or {} for run in runs]
+        row[f"fluency_{decoding}"] = combine_seeds([(p.get("mean"), p.get("se")) for p in parts])
     return row
 
 
-def _mean(runs: Sequence[tuple[float | None, float | None]]) -> dict[str, float | None]:
+def combine_seeds(runs: Sequence[tuple[float | None, float | None]]) -> dict[str, float | None]:
     """Combines (mean, error) of each seed; the error over seeds, or that of a single seed."""
-    means = [mean for mean, _ in runs]
-    if None in means:
-        return {"mean": None, "se": None}
-    if len(runs) == 1:
-        return dict(zip(("mean", "se"), runs[0], strict=True))
-    return dict(zip(("mean", "se"), mean_and_error(np.array(means)), strict=True))
+    over = mean_over_seeds([mean for mean, _ in runs])
+    return {"mean": over["mean"], "se": runs[0][1] if len(runs) == 1 else over["se"]}

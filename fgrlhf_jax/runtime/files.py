@@ -18,6 +18,7 @@ from fgrlhf_jax.errors import InputError
 # Errors of file systems that cannot lock a file or fsync a folder.
 UNSUPPORTED_ERRNOS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 RETRY_REMEDY = "correct this and run the same command again"
+RERUN_REMEDY = "delete it and run the same command, which writes it again"
 
 
 def advice(error: OSError, remedy: str = RETRY_REMEDY) -> str:
@@ -126,7 +127,7 @@ def json_line(row: Any) -> bytes:
     return text.encode(errors="backslashreplace")  # escapes unpaired surrogates as JSON does
 
 
-def read_json(path: str | os.PathLike, like: Any, remedy: str) -> Any:
+def read_json(path: str | os.PathLike, like: Any, remedy: str = RERUN_REMEDY) -> Any:
     """Reads a JSON file that this package wrote.
 
     Args:

@@ -147,8 +147,7 @@ def read_finished(folder: Path) -> dict | None:
     path = folder / "finished.json"
     if not path.exists() or not (folder / "export").exists():
         return None
-    rerun = "delete it and run the same command, which writes it again"
-    finished = files.read_json(path, {"step": 0, "sha256": {}}, rerun)
+    finished = files.read_json(path, {"step": 0, "sha256": {}})
     for name, digest in finished["sha256"].items():
         result = folder / name
         if files.digest(result) == digest:
@@ -159,7 +158,8 @@ def read_finished(folder: Path) -> dict | None:
             return None
         fault = "is not as the run left it" if result.exists() else "is missing"
         restore = "put back a copy of the file, or start in a new run_dir"
-        raise InputError(f"{result}: {fault}; {rerun if name == 'eval.json' else restore}")
+        remedy = files.RERUN_REMEDY if name == "eval.json" else restore
+        raise InputError(f"{result}: {fault}; {remedy}")
     return finished
 
 

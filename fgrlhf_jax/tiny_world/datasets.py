@@ -1,16 +1,13 @@
-"""Data of the embedded world as records and files: demonstrations, edits and preferences.
+"""Data of the embedded world as records: demonstrations, edits and preferences.
 
 A prompt is the instruction of a record with an empty input, and belongs to exactly one set. Data
 are a function of the seed; n rows are the first n of any larger number.
 """
 
-import os
 import random
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 from fgrlhf_jax.data.records import Edit, Instruction, Preference
-from fgrlhf_jax.runtime.files import write_jsonl
 from fgrlhf_jax.tiny_world import people
 from fgrlhf_jax.tiny_world.people import DEFAULT, Rates, write_demonstration
 from fgrlhf_jax.tiny_world.tasks import draw_prompts
@@ -21,22 +18,8 @@ def make_instructions(
 ) -> list[Instruction]:
     """``count`` distinct prompts of a set, each with a demonstration; world: easy | fair."""
     rng = random.Random(f"demonstrations/{set_name}/{seed}")
-    prompts = draw_prompts({set_name: count}, seed, world)[set_name]
+    prompts = draw_prompts(set_name, count, seed, world)
     return [Instruction(prompt, "", write_demonstration(prompt, rng, rates)) for prompt in prompts]
-
-
-def write_instructions(
-    folder: str | os.PathLike,
-    sizes: Mapping[str, int],
-    seed: int,
-    rates: Rates = DEFAULT,
-    world: str = "easy",
-) -> dict[str, Path]:
-    """Writes SET.jsonl, instructions with demonstrations, for every set named in ``sizes``."""
-    paths = {name: Path(folder) / f"{name}.jsonl" for name in sizes}
-    for name, count in sizes.items():
-        write_jsonl(paths[name], make_instructions(count, name, seed, rates, world))
-    return paths
 
 
 def collect_feedback(
@@ -64,7 +47,7 @@ def make_feedback(count: int, seed: int) -> tuple[list[Edit], list[Preference]]:
     """``count`` edits and preferences on demonstrators' responses to the same feedback prompts."""
     rng = random.Random(f"generate/{seed}")
     rows = []
-    for index, prompt in enumerate(draw_prompts({"feedback": count}, seed)["feedback"]):
+    for index, prompt in enumerate(draw_prompts("feedback", count, seed)):
         row = (None, None)
         while None in row:
             drafts = [write_demonstration(prompt, rng) for _ in range(2)]

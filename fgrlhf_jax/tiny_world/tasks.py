@@ -110,19 +110,14 @@ def held_out(family: str) -> frozenset[str]:
     return frozenset(sorted(facts, key=place)[: round(HELD_OUT * len(facts))])
 
 
-def draw_prompts(per_set: dict[str, int], seed: int, world: str = "easy") -> dict[str, list[str]]:
-    """``per_set[name]`` distinct prompts of each set, from all families in turn.
+def draw_prompts(name: str, n: int, seed: int, world: str = "easy") -> list[str]:
+    """``n`` distinct prompts of a set, from all families in turn.
 
     Sets are disjoint for all seeds and sizes; n prompts are the first n of any larger number.
-    Raises InputError for an unknown set and for more prompts than a set has.
+    Raises InputError for an unknown set and for more prompts than the set has.
     """
-    for name in per_set:
-        if name not in SETS:
-            raise InputError(f"set {name!r} is not one of {', '.join(SETS)}")
-    return {name: _prompts(name, n, seed, world) for name, n in per_set.items()}
-
-
-def _prompts(name: str, n: int, seed: int, world: str) -> list[str]:
+    if name not in SETS:
+        raise InputError(f"set {name!r} is not one of {', '.join(SETS)}")
     rng = random.Random(f"prompts/{name}/{seed}")
     families = FAMILIES if world == "easy" else (*FAMILIES, *FAR_REACHING)
     chosen: dict[str, None] = {}
@@ -224,11 +219,6 @@ def fill_slots(answer: Sequence[Slot], rng: random.Random | None = None) -> list
             slot = Slot(word, "list", word)
         filled.append(slot)
     return filled
-
-
-def canonical_answer(prompt: str) -> list[tuple[str, int]]:
-    """Words and weights of a right answer; a list has the first members of each kind."""
-    return [(slot.word, slot.weight) for slot in fill_slots(answer_slots(prompt))]
 
 
 @functools.cache

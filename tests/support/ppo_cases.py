@@ -26,8 +26,8 @@ from fgrlhf_jax.reward_model.model import Normalization
 from fgrlhf_jax.reward_model.modules import RewardMeta, make_module
 from fgrlhf_jax.reward_model.scorer import RewardModel
 from fgrlhf_jax.runtime import metric_log, sharding
-from fgrlhf_jax.runtime.files import read_jsonl
-from fgrlhf_jax.tiny_world.datasets import write_instructions
+from fgrlhf_jax.runtime.files import read_jsonl, write_jsonl
+from fgrlhf_jax.tiny_world.datasets import make_instructions
 from fgrlhf_jax.tiny_world.words import make_tokenizer
 from launch import ppo
 from launch.shared import cli, config_files
@@ -106,13 +106,14 @@ class World(NamedTuple):
 
 def world(folder: Path) -> World:
     """Writes a policy, two reward models, 40 training prompts and 20 validation prompts."""
-    files = write_instructions(folder, {"ppo": 40, "validation": 20}, 0)
+    for name, count in {"ppo": 40, "validation": 20}.items():
+        write_jsonl(folder / f"{name}.jsonl", make_instructions(count, name, 0))
     return World(
         save_policy(folder / "policy", template="plain"),
         save_reward_model(folder / "token", "token_edit"),
         save_reward_model(folder / "sequence", "sequence"),
-        files["ppo"],
-        files["validation"],
+        folder / "ppo.jsonl",
+        folder / "validation.jsonl",
     )
 
 

@@ -13,7 +13,7 @@ from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.tiny_world import judge as gold
 from fgrlhf_jax.tiny_world.judge import END, align_words, gold_score, judge, word_rewards
 from fgrlhf_jax.tiny_world.people import Rates, edit_response, write_demonstration
-from fgrlhf_jax.tiny_world.tasks import Slot, answer_slots, canonical_answer, draw_prompts
+from fgrlhf_jax.tiny_world.tasks import Slot, answer_slots, draw_prompts, fill_slots
 from fgrlhf_jax.tiny_world.words import KIND_OF, KINDS, RUDE, make_tokenizer
 
 CAPITAL = "capital of peru and cuba"  # the capital of peru is lima and cuba is havana: 20 + 8
@@ -25,10 +25,10 @@ TWICE = "repeat pear saw twice"  # pear pear , saw saw: 40 + 1
 def drafts() -> list[tuple[str, str]]:
     """Prompts with demonstrations, and with random or far too many words."""
     rng = random.Random(0)
-    prompts = draw_prompts({"test": 210}, 0)["test"]
+    prompts = draw_prompts("test", 210, 0)
     rows = [(prompt, write_demonstration(prompt, rng)) for prompt in prompts]
     for prompt in prompts:
-        near = [*prompt.split(), *(word for word, _ in canonical_answer(prompt)), *RUDE]
+        near = [*prompt.split(), *(slot.word for slot in fill_slots(answer_slots(prompt))), *RUDE]
         rows.append((prompt, " ".join(rng.choices(near, k=rng.randint(0, 30)))))
     return rows
 
@@ -61,7 +61,7 @@ def test_gold_scores_by_hand(prompt, response, expected, total):
 
 
 def points(prompt: str, response: str, finished: bool = True) -> list[int]:
-    total = sum(weight for _, weight in canonical_answer(prompt))
+    total = sum(slot.weight for slot in answer_slots(prompt))
     return [round(part * total, 9) for part in word_rewards(prompt, response.split(), finished)]
 
 
@@ -133,7 +133,8 @@ def test_a_list_takes_any_members_once():
 
 def test_word_rewards_add_up_to_the_score(drafts):
     for prompt, response in drafts:
-        assert gold_score(prompt, " ".join(word for word, _ in canonical_answer(prompt))) == 1
+        right = " ".join(slot.word for slot in fill_slots(answer_slots(prompt)))
+        assert gold_score(prompt, right) == 1
         assert gold_score(prompt, "") == 0
         for finished in (True, False):
             score = gold_score(prompt, response, finished)

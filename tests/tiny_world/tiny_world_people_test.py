@@ -14,7 +14,7 @@ from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.tiny_world import people, tasks
 from fgrlhf_jax.tiny_world.judge import align_words, gold_score
 from fgrlhf_jax.tiny_world.people import Rates, edit_response, write_demonstration
-from fgrlhf_jax.tiny_world.tasks import Slot, answer_slots, canonical_answer
+from fgrlhf_jax.tiny_world.tasks import Slot, answer_slots
 from fgrlhf_jax.tiny_world.words import FACTS, KIND_OF, RUDE
 
 FLAWLESS = Rates(*(0.35, 0.35, *[0.0] * 9), repair=1.0, damage=0.0)
@@ -23,7 +23,7 @@ CAPITAL = "capital of peru and cuba"
 
 @pytest.fixture(scope="module")
 def prompts() -> list[str]:
-    return tasks.draw_prompts({"sft": 2100}, 0)["sft"]
+    return tasks.draw_prompts("sft", 2100, 0)
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +112,7 @@ LIST = "list two fruits two tools"
 def test_a_whole_repair_by_hand(prompt, response, edited):
     """A "?" is any member of its kind that the response lacks."""
     rng = random.Random(0)
-    kinds = [KIND_OF.get(word) for word, _ in canonical_answer(prompt)]
+    kinds = [KIND_OF.get(slot.word) for slot in tasks.fill_slots(answer_slots(prompt))]
     for _ in range(20):
         words = edit_response(prompt, response, rng, FLAWLESS).split()
         for expected, word, kind in zip(edited.split(), words, kinds, strict=True):

@@ -8,7 +8,7 @@ import pytest
 
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.tiny_world import tasks
-from fgrlhf_jax.tiny_world.tasks import SETS, Slot, answer_slots, canonical_answer, draw_prompts
+from fgrlhf_jax.tiny_world.tasks import SETS, Slot, answer_slots, draw_prompts, fill_slots
 from fgrlhf_jax.tiny_world.words import FACTS, FAMILIES, KIND_OF, KINDS, NUMBERS, vocabulary
 
 # More of each set than any stage takes.
@@ -17,7 +17,7 @@ SIZES = {"sft": 16000, "feedback": 6000, "ppo": 5600, "validation": 1050, "test"
 
 @pytest.fixture(scope="module")
 def drawn():
-    return draw_prompts(SIZES, 0)
+    return {name: draw_prompts(name, size, 0) for name, size in SIZES.items()}
 
 
 @pytest.mark.parametrize(
@@ -38,9 +38,9 @@ def drawn():
     ],
 )
 def test_right_answers_by_hand(prompt, answer):
-    words = canonical_answer(prompt)
-    assert {weight for _, weight in words} == {tasks.CONTENT, tasks.TEMPLATE} == {10, 1}
-    texts = (word.upper() if weight == tasks.CONTENT else word for word, weight in words)
+    slots = fill_slots(answer_slots(prompt))
+    assert {slot.weight for slot in slots} == {tasks.CONTENT, tasks.TEMPLATE} == {10, 1}
+    texts = (s.word.upper() if s.weight == tasks.CONTENT else s.word for s in slots)
     assert " ".join(texts) == answer
 
 
@@ -62,13 +62,12 @@ def test_sets_are_disjoint_and_large(drawn):
     assert {name: len(texts) for name, texts in drawn.items()} == SIZES
     everything = [prompt for texts in drawn.values() for prompt in texts]
     assert len(set(everything)) == len(everything) > 30_000
-    other = draw_prompts(dict.fromkeys(SETS, 700), seed=1)
+    other = {name: draw_prompts(name, 700, seed=1) for name in SETS}
     for name in SETS:
         assert {tasks.set_of(prompt) for prompt in drawn[name] + other[name]} == {name}
         assert other[name] != drawn[name][:700]
         assert Counter(prompt.split()[0] for prompt in other[name]) == dict.fromkeys(FAMILIES, 100)
-    few = draw_prompts({"test": 20, "ppo": 7}, 0)
-    assert few == {"test": drawn["test"][:20], "ppo": drawn["ppo"][:7]}
+    assert draw_prompts("test", 20, 0) == drawn["test"][:20]
 
 
 def test_a_set_is_a_hash_of_the_text_alone():
@@ -84,7 +83,7 @@ def test_a_set_is_a_hash_of_the_text_alone():
 
 def test_sets_of_the_fair_world():
     sizes = {"sft": 1800, "feedback": 1800, "ppo": 900, "validation": 500, "test": 1500}
-    fair = draw_prompts(sizes, 0, "fair")
+    fair = {name: draw_prompts(name, size, 0, "fair") for name, size in sizes.items()}
     assert {name: len(set(texts)) for name, texts in fair.items()} == sizes
     # Prompts with the same words in any order are in one set.
     words = {name: {tuple(sorted(p.split())) for p in texts} for name, texts in fair.items()}
@@ -102,7 +101,7 @@ def test_sets_of_the_fair_world():
     numbers = sum(families.pop(number, 0) for number in NUMBERS)
     assert numbers == 100
     assert families == dict.fromkeys([*FAMILIES, "small"], 100)
-    assert draw_prompts({"test": 20}, 0, "fair")["test"] == fair["test"][:20]
+    assert draw_prompts("test", 20, 0, "fair") == fair["test"][:20]
 
 
 def known_by(prompt: str) -> frozenset[tuple[str, str]]:
@@ -114,8 +113,8 @@ def known_by(prompt: str) -> frozenset[tuple[str, str]]:
 
 def test_prompts_and_answers_fit(drawn):
     words = set(vocabulary())
-    for prompt in drawn["feedback"] + draw_prompts({"feedback": 900}, 0, "fair")["feedback"]:
-        answer = [word for word, _ in canonical_answer(prompt)]
+    for prompt in drawn["feedback"] + draw_prompts("feedback", 900, 0, "fair"):
+        answer = [slot.word for slot in fill_slots(answer_slots(prompt))]
         assert {*prompt.split(), *answer} <= words
         assert len(prompt.split()) <= tasks.MAX_PROMPT
         assert 5 <= len(answer) <= tasks.MAX_RESPONSE - 5  # room for extra words
@@ -123,24 +122,24 @@ def test_prompts_and_answers_fit(drawn):
 
 def test_impossible_requests_for_prompts():
     with pytest.raises(InputError, match="'train' is not one of sft"):
-        draw_prompts({"train": 3}, 0)
+        draw_prompts("train", 3, 0)
     with pytest.raises(InputError, match=r"validation: 90000 prompts .* ask for at most"):
-        draw_prompts({"validation": 90_000}, 0)
+        draw_prompts("validation", 90_000, 0)
 
 
 def test_fill_takes_each_member_once():
     answer = answer_slots("list four fruits two tools")
     answer[4] = Slot("apple", "list", "apple")  # as the editor keeps right members
-    words = [slot.word for slot in tasks.fill_slots(answer) if slot.family]
+    words = [slot.word for slot in fill_slots(answer) if slot.family]
     assert words == ["pear", "plum", "apple", "lemon", "hammer", "saw"]
-    drawn = {tuple(tasks.fill_slots(answer, random.Random(seed))) for seed in range(50)}
+    drawn = {tuple(fill_slots(answer, random.Random(seed))) for seed in range(50)}
     assert len(drawn) > 30
     assert all(len({slot.word for slot in row if slot.family}) == 6 for row in drawn)
 
 
 def test_a_wrong_word_is_wrong():
     for prompt in ("opposite of hot and big", "colour of sea and snow", "list two tools"):
-        for slot in tasks.fill_slots(answer_slots(prompt)):
+        for slot in fill_slots(answer_slots(prompt)):
             if slot.family:
                 wrong = tasks.wrong_words(slot)
                 assert slot.word not in wrong

@@ -44,7 +44,7 @@ def test_texts_are_restored_with_one_token_per_word(tokenizer):
 
 
 def test_prompts(tokenizer):
-    for prompt in draw_prompts({"test": 350}, 0)["test"]:
+    for prompt in draw_prompts("test", 350, 0):
         ids, cut = encode_prompt(tokenizer, "plain", Instruction(prompt, "", ""))
         assert (ids[0], 0 in ids, cut) == (tokenizer.bos_token_id, False, False)
         assert tokenizer.decode(ids[1:]) == f"{prompt}\n"
