@@ -81,15 +81,11 @@ def collect_fields(
     first: str = "",
     defaults: Mapping[str, bool | int | float | str] = MappingProxyType({}),
 ) -> dict[str, Field]:
-    """Merges groups of fields into one dict by dotted name.
+    """Merges groups of fields, which are by the group's title, into one dict by dotted name.
 
     Args:
-      groups: fields by the title of their group; a later title may add to an earlier one.
       first: names of the fields on the first screen of ``--help``, separated by spaces.
       defaults: new defaults by field name.
-
-    Raises:
-      ValueError: ``first`` or ``defaults`` has an unknown field name.
     """
     fields = {
         name: dataclasses.replace(

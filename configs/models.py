@@ -67,11 +67,7 @@ def make_model_config(
 ) -> ConfigDict:
     """Builds a locked config: the defaults of its fields, overridden by the settings of a model.
 
-    Args:
-      fields: the config's fields by dotted name.
-      model: a key of ``SIZES``.
-      settings: for each model, values by dotted name; later tables override earlier ones.
-      size: name of the field that holds the architecture's size.
+    Later tables of ``settings`` override earlier ones; the field ``size`` holds the architecture.
     """
     config, lineage = make_config(fields), [model]
     config.update_from_flattened_dict({size: SIZES[model]})

@@ -13,8 +13,8 @@ Rows have the longest allowed lengths or those of --lengths=FILE: token counts {
 """
 
 import argparse
+import contextlib
 import json
-import math
 import sys
 from collections.abc import Sequence
 from itertools import chain
@@ -23,7 +23,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from configs.fields import check_argument
+from configs.fields import Field
 from fgrlhf_jax.data import sources
 from fgrlhf_jax.data.demonstrations import Demonstration, encode_demonstrations
 from fgrlhf_jax.data.pairs import Pair, encode_by_kind
@@ -39,30 +39,24 @@ from fgrlhf_jax.runtime.files import write_json
 from launch import ppo
 from launch.shared import cli, reading
 
-UNSET = "that of the device"
-MOST_DEVICES = 4096  # more virtual devices take too long
 CONFIG = "configs/ppo.py:llama_7b"
 OTHERS = ("configs/rm.py", "configs/sft.py", "configs/dpo.py")
 SHAPES = {"ppo": ppo_shapes, "rm": reward_model_shapes, "sft": sft_shapes, "dpo": dpo_shapes}
-OPTIONS = {"devices": "8", "device": "h100", "mesh": "", "memory": UNSET}
-OPTIONS |= {"efficiency": "0.5", "lengths": "", "json": ""}
+OPTIONS = {
+    "devices": Field(8, "", at_least=1, at_most=4096),  # more virtual devices take too long
+    "device": Field("h100", "", choices=ACCELERATORS),
+    "memory": Field(0.0, "GB; 0: that of the device", at_least=1e-4),
+    "efficiency": Field(0.5, "", at_least=0.01, at_most=1),
+    **dict.fromkeys(("mesh", "lengths", "json"), Field("", "")),
+    "overwrite": Field(False, ""),
+}
 
 
 def main(config, options: dict) -> bool:
     """Prints the plan; returns whether the run fits."""
-    for name, value in options.items():
-        if value is None:
-            raise InputError(f"--{name}: give a value")
-    devices = number(options, "devices", int)
-    if devices > MOST_DEVICES:
-        raise InputError(f"--devices={devices}: is too large; give at most {MOST_DEVICES}")
-    device, efficiency = options["device"], number(options, "efficiency", float)
-    check_argument(f"--device={device}", device, ACCELERATORS)
-    if efficiency > 1:
-        raise InputError(f"--efficiency={options['efficiency']}: give a share, at most 1")
-    memory = ACCELERATORS[device].memory
-    if options["memory"] != UNSET:
-        memory = number(options, "memory", float) * 1e9
+    options = check_options(options)
+    devices, device = options["devices"], options["device"]
+    memory = options["memory"] * 1e9 or ACCELERATORS[device].memory
     if options["json"]:
         overwrite = "" if options["overwrite"] else "--overwrite"
         cli.check_writable("--json", Path(options["json"]), overwrite)
@@ -80,14 +74,14 @@ def main(config, options: dict) -> bool:
     plan = measure(shapes, memory, report)
     print(format_table(plan))
     if plan["steps"]:
-        plan["roofline"] = roofline(plan, device, efficiency)
+        plan["roofline"] = roofline(plan, device, options["efficiency"])
         print("\n" + format_roofline(plan["roofline"], devices))
     plan["change"] = None
     if not plan["fits"]:
         change = can_fit and smallest_change(config, make_shapes, memory, report)
         plan["change"] = change or None
         print(format_advice(format_change(change) if change else None, memory))
-    elif options["memory"] != UNSET:
+    elif options["memory"]:
         plan["change"] = largest_micro_batch(config, make_shapes, memory, report) or None
         change = plan["change"] and format_change(plan["change"])
         print(f"\nThe largest micro-batch that fits: {change or 'the present one'}")
@@ -104,23 +98,23 @@ def report(line: str) -> None:
 def split_arguments(argv: list[str]) -> tuple[dict, list[str]]:
     """Splits the options of this command from the other arguments."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for name, default in OPTIONS.items():
-        parser.add_argument(f"-{name}", f"--{name}", nargs="?", default=default)
-    parser.add_argument("-overwrite", "--overwrite", action="store_true")
+    for name, field in OPTIONS.items():
+        kind = {"action": "store_true"} if field.default is False else {"nargs": "?", "const": ""}
+        parser.add_argument(f"-{name}", f"--{name}", default=argparse.SUPPRESS, **kind)
     options, others = parser.parse_known_args(argv[1:])
     return vars(options), [argv[0], *others]
 
 
-def number(options: dict, name: str, kind: type):
-    """The value of an option; raises InputError unless it is a positive number."""
-    try:
-        value = kind(options[name])
-    except ValueError:
-        value = 0
-    if not 0 < value < math.inf:
-        what = {"memory": "a number of GB", "efficiency": "a share"}.get(name, "a whole number")
-        raise InputError(f"--{name}={options[name]}: give {what} above 0")
-    return value
+def check_options(given: dict) -> dict:
+    """The value of every option; raises InputError for an invalid one."""
+    values = {name: field.default for name, field in OPTIONS.items()} | given
+    for name, text in given.items():
+        with contextlib.suppress(ValueError):
+            values[name] = type(OPTIONS[name].default)(text)
+        fault = OPTIONS[name].fault(values[name]) if text else "give a value"
+        if fault:
+            raise InputError(f"--{name}={text}: {fault}")
+    return values
 
 
 def read_rows(config, kind: str, path: str) -> Lengths | list[Demonstration] | list[Pair]:

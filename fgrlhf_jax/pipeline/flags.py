@@ -53,12 +53,8 @@ def command_line(
 ) -> tuple[str, ...]:
     """The words of the command line of ``command`` with ``--config=spec``.
 
-    Args:
-      flags: set by the user or the study.
-      settings: set by the pipeline: files of other stages, seeds and shared fields.
-
-    Raises:
-      InputError: for a flag that is also a setting.
+    Raises InputError for a flag of the user or study that is among ``settings``, the pipeline's
+    own: files of other stages, seeds and shared fields.
     """
     for name in sorted(flags.keys() & settings.keys()):
         field = FIELD_OF_FLAG.get(name)

@@ -27,12 +27,7 @@ def smallest_change(
     """The smallest set of fields to change so that every step of a run fits.
 
     It includes the largest micro-batch that fits then, if that differs from the present one.
-
-    Args:
-      config: config of a run that does not fit.
-      make_shapes: ``ppo_shapes``, ``reward_model_shapes`` or ``sft_shapes``.
-      memory: bytes per device.
-      report: called with a line before each candidate is compiled.
+    ``memory`` is in bytes per device; ``report`` gets a line before each candidate is compiled.
 
     Returns:
       Field names -> new values, or None if no such change fits.
@@ -59,10 +54,7 @@ def smallest_change(
 def largest_micro_batch(
     config: ConfigDict, make_shapes: MakeShapes, memory: float, report: Report
 ) -> dict:
-    """The change to the largest micro-batch that fits; {} if it is the present one.
-
-    Args: as for :func:`smallest_change`, but for a run that fits.
-    """
+    """The change to the largest micro-batch with which a run that fits still does, {} if none."""
     known = {(name, ""): True for name in WITHOUT_MICRO}
     return _with_largest(config, {}, _tester(config, make_shapes, memory, report, known))
 

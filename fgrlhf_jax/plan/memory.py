@@ -28,9 +28,7 @@ def bytes_per_device(tree) -> int:
 def measure(shapes: RunShapes, memory: float, report: Callable[[str], None] | None = None) -> dict:
     """Compiles every step of a run and measures it.
 
-    Args:
-      memory: bytes per device.
-      report: called with a line before each compilation, if not None.
+    ``memory`` is in bytes per device; ``report`` gets a line before each compilation.
 
     Returns:
       A dict for JSON, per device: bytes of ``models``, ``optimizer`` and ``cache``, and for each of
@@ -67,9 +65,7 @@ def measure_step(step: Step, resident: int, memory: float, devices: int) -> dict
     A step needs its arguments, temporaries and the outputs that do not reuse an argument, and
     ``beside`` them the run's models and optimizer state that are not among its arguments.
 
-    Args:
-      resident: bytes of all models and the optimizer state.
-      memory: bytes per device.
+    ``resident`` are the bytes of all models and the optimizer state, ``memory`` of a device.
 
     Returns:
       A dict for JSON: bytes of the parts and their ``total``; ``emulated``, bytes subtracted from

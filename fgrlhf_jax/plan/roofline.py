@@ -10,12 +10,7 @@ ASIDE = ("evaluate",)  # stages that are not part of every step
 
 
 def roofline(plan: dict, device: str, efficiency: float) -> dict:
-    """Seconds of every stage of a plan.
-
-    Args:
-      plan: result of ``memory.measure``.
-      device: one of ``ACCELERATORS``.
-      efficiency: share of the peak FLOP/s that products reach.
+    """Seconds of every stage of a plan if products reach ``efficiency`` of the peak FLOP/s.
 
     Returns:
       A dict for JSON: per stage in ``stages`` the seconds of ``compute``, ``memory`` and ``links``,

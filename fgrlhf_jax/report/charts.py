@@ -153,7 +153,7 @@ def _shape(line: Line, points: list, to_x: Callable, to_y: Callable, title: str)
     band += [(to_x(a), to_y(b - e)) for a, b, e in reversed(points)]
     marks = [
         {"x": to_x(a), "y": to_y(b), "kind": "hit"}
-        | {"title": f"{line.label}: {title.format(_plus_minus(b, e), a)}"}
+        | {"title": f"{line.label}: {title.format(f'{b:.3g} ± {e:.2g}' if e else f'{b:.3g}', a)}"}
         for a, b, e in points
     ]
     return {
@@ -176,7 +176,3 @@ def _path(points: Sequence[tuple[float, float]]) -> str:
 
 def _text(value: float, digits: int = 6) -> str:
     return f"{value:.{digits}g}".replace("-", "−") if abs(value) > 1e-9 else "0"
-
-
-def _plus_minus(value: float, error: float | None) -> str:
-    return f"{value:.3g} ± {error:.2g}" if error else f"{value:.3g}"

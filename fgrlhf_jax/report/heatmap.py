@@ -38,12 +38,9 @@ def to_html(rows: Sequence[Mapping], *, title: str) -> str:
 
 
 def to_terminal(row: Mapping, *, colour: bool, limit: float | None = None) -> str:
-    """One row as running text with coloured background, or without colour one line per token.
+    """One row as text with background in 24-bit colours, or without colour one line per token.
 
-    Args:
-      row: see the module's docstring.
-      colour: use 24-bit ANSI colours.
-      limit: |reward| with the strongest colour; by default the row's ``colour_limit``.
+    ``limit`` is the |reward| with the strongest colour, by default the row's ``colour_limit``.
     """
     limit = limit or colour_limit([row])
     lines = [row[name].translate(HARMLESS) for name in ("instruction", "input") if row[name]]

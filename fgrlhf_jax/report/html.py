@@ -25,13 +25,9 @@ ENVIRONMENT = jinja2.Environment(
 
 
 def render_page(folder: str, body: str, styles: Sequence[str] = (), **values) -> str:
-    """The HTML of a page.
+    """The HTML of a page whose template ``body`` and further CSS ``styles`` are in ``folder``.
 
-    Args:
-      folder: folder of the templates, relative to this package.
-      body: file name of the body's template.
-      styles: file names of CSS beyond the frame's.
-      values: ``title`` and the other variables of the templates.
+    ``folder`` is relative to this package; ``values`` are ``title`` and the template's variables.
     """
     files = [ASSETS + "/frame.css", *(f"{folder}/{style}" for style in styles)]
     frame = ENVIRONMENT.get_template(ASSETS + "/frame.html")

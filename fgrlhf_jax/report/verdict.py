@@ -56,12 +56,8 @@ def recommend(differences: list[dict], table: dict[str, dict]) -> dict[str, str 
     least often; the one with the highest mean of both win rates (without a judge: correction
     accuracy) is recommended.
 
-    Args:
-      differences: the report's differences of every pair of arms.
-      table: its ``table1``, without arms that need the oracle.
-
-    Returns:
-      ``arm`` (None if nothing can be compared) and ``why``.
+    ``table`` is the report's ``table1``, without arms that need the oracle. Returns ``arm`` (None
+    if nothing can be compared) and ``why``.
     """
     pairs = [pair for pair in differences if {pair["arm"], pair["against"]} <= table.keys()]
     if not pairs:

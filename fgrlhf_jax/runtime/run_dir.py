@@ -118,12 +118,9 @@ def differing_fields(saved: dict, current: dict) -> str:
 
 
 def finish(folder: Path, step: int, summary: str, result: dict | None = None) -> None:
-    """Writes ``finished.json`` with digests of the results; all processes must call this.
+    """Writes ``result`` to ``eval.json``, and ``finished.json``; all processes must call this.
 
-    Args:
-      step: step of the exported model.
-      summary: text to print.
-      result: the content of ``eval.json``.
+    ``finished.json`` has ``step``, the step of the exported model, and digests of the results.
     """
     import jax
 

@@ -152,14 +152,10 @@ def _load(spec: str, known: Sequence[Mapping[str, Field]]) -> tuple[ConfigDict, 
 def _matching_fields(
     spec: str, config: ConfigDict, own_fields: Mapping | None, known: Mapping[str, Mapping]
 ) -> Mapping[str, Field]:
-    """The first of the ``known`` descriptions whose fields are all in ``config``.
+    """The first of the ``known`` descriptions of a command whose fields are all in ``config``.
 
-    Args:
-      own_fields: ``FIELDS`` of the config's file, if it has any.
-      known: descriptions of the command's configs, by FILE.py[:ARGUMENT].
-
-    Raises:
-      InputError: the config is for another command or lacks a field.
+    ``own_fields`` are ``FIELDS`` of the config's file, if it has any. Raises InputError if the
+    config is for another command or lacks a field.
     """
     names = {*flatten(config.to_dict())}
     files = " or ".join(each.partition(":")[0] for each in known)
