@@ -1,4 +1,4 @@
-"""The edit in a reply: read in its form, or by comparison with the original, in any language."""
+"""The edit in a reply: read from tags or JSON, or found by comparison with the original."""
 
 import contextlib
 import json
@@ -25,15 +25,11 @@ SINGLE, TWICE = f"<edit>{EDITED}</edit>", f"<edit>{ORIGINAL}</edit> <edit>{EDITE
         (f"<|im_start|>assistant\n{SINGLE}<|im_end|>", EDITED),
         ("<edit>A <b>b</b>.</edit>", "A <b>b</b>."),
         ("<edit></edit>", ""),
-        (EDITED, None),
-        (f"<edit>{EDITED}", None),
-        (f"{EDITED}</edit>", None),
-        (f"</edit>{EDITED}<edit>", None),
-        (TWICE, None),
+        *((reply, None) for reply in (EDITED, TWICE, json.dumps({"edit": EDITED}))),
+        *((form.format(EDITED), None) for form in ("<edit>{}", "{}</edit>", "</edit>{}<edit>")),
         (f"<edit><b>A</b></edit>, or {SINGLE}", None),
         (f"<think>I could write {SINGLE}", None),
         (f"<EDIT>{EDITED}</EDIT>", None),
-        (json.dumps({"edit": EDITED}), None),
     ],
 )
 def test_only_one_pair_of_tags_is_read(reply, text):
@@ -41,40 +37,26 @@ def test_only_one_pair_of_tags_is_read(reply, text):
 
 
 AROUND = [
-    "{}<|eot_id|>",
-    "{}</s>",
-    "<s> {}",
-    "{}<｜end▁of▁sentence｜>",
-    "{}[/INST]",
+    *("{}<|eot_id|>", "{}</s>", "<s> {}", "{}<｜end▁of▁sentence｜>", "{}[/INST]"),
     "<|start_header_id|>assistant<|end_header_id|>\n\n{}<|eot_id|>",
     "<|channel|>analysis<|message|>Lyon?<|end|><|channel|>final<|message|>{}<|return|>",
-    "◁think▷It names Lyon.◁/think▷{}",
-    "<![CDATA[{}]]>",
+    *("◁think▷It names Lyon.◁/think▷{}", "It names Lyon.\n</think>\n\n{}"),
     "[THINK]It names Lyon, which is wrong.[/THINK]{}",
     "<reasoning>It names Lyon, which is wrong.</reasoning>{}",
     "<think>\nIt says 'The capital of France is Lyon. It has many parks.' I go on.\n</think>\n\n{}",
-    "It names Lyon.\n</think>\n\n{}",
-    "<output>{}</output>",
-    "<antwort>\n{}\n</antwort>\n\nLyon ist falsch.",
-    "```\n{}\n```",
-    "Voilà :\n~~~text\n{}\n~~~\nC'est tout.",
-    '"{}"',
-    '"""{}"""',
-    "„{}“",
-    "「{}」",
-    "**{}**",
+    *("<![CDATA[{}]]>", "<output>{}</output>", "<antwort>\n{}\n</antwort>\n\nLyon ist falsch."),
+    *("```\n{}\n```", "Voilà :\n~~~text\n{}\n~~~\nC'est tout."),
+    *('"{}"', '"""{}"""', "„{}“", "「{}」", "**{}**"),
     'Hier:\n\n"{}"\n\nIch habe ein Wort geändert.',
-    "Hier ist die überarbeitete Antwort:\n\n{}",
-    "以下是修改后的回答：\n\n{}",
-    "Sure! **Here is what I made of it:**\n{}",
+    *("Hier ist die überarbeitete Antwort:\n\n{}", "以下是修改后的回答：\n\n{}"),
+    *("Sure! **Here is what I made of it:**\n{}", "{}\n\nهل تريد تغييرات أخرى؟"),
     "{}\n\nWould you like me to make any other changes?",
-    "{}\n\nهل تريد تغييرات أخرى؟",
     "Voici la réponse révisée :\n\n{}\n\nVoulez-vous autre chose ?",
 ]
 
 
 @pytest.mark.parametrize("around", AROUND)
-def test_what_stands_around_an_edit_comes_off(around):
+def test_text_around_an_edit_is_removed(around):
     assert unwrap(around.replace("{}", EDITED), ORIGINAL) == EDITED
     quoted = f'He said "no".\n\n{ORIGINAL}\n\n- one\n- two'
     edited = quoted.replace("Lyon", "Paris")
@@ -94,45 +76,28 @@ def test_what_stands_around_an_edit_comes_off(around):
     ],
 )
 @pytest.mark.parametrize("form", ["{}", "```json\n{}\n```", "Voici :\n```json\n{}\n```"])
-def test_json_comes_off(value, form):
+def test_json_around_an_edit_is_removed(value, form):
     assert unwrap(form.format(json.dumps(value)), ORIGINAL) == EDITED
 
 
 DOUBTFUL = [
     *(f"{head} {EDITED}" for head in ("Sure!", "OK,", "A)", "Antwort:", "Edited -", "-")),
-    *(
-        f"{EDITED}{x}"
-        for x in ("END", "…END", "Hope it helps!", "希望对你有帮助！", "¹", r"\n", " $")
-    ),
-    *(f"{EDITED} {x}" for x in ("Viel Erfolg!", "I hope so, too.", "✅", "# edited", "FIN")),
-    f'The text is "{EDITED}".',
-    f"### Edited response\n\n{EDITED}",
-    f"{EDITED}\n\nNote: I changed it.",
-    f"{EDITED}\n注：我改了城市。",
-    f"{EDITED} (I changed Lyon to Paris.)",
-    f"{EDITED} Note: I changed it.",
-    f"{EDITED} Remarque : j'ai tout changé.",
+    *(f"**Edited response:** {EDITED}", f"Question: What is it?\n\nResponse: {EDITED}"),
+    *(f"{EDITED}{end}" for end in ("END", "…END", "Hope it helps!", "希望对你有帮助！", "¹", " $")),
+    *(f"{EDITED}{end}" for end in (r"\n", "###", "<|eot", "\n\nNote: I changed it.")),
+    *(f"{EDITED} {end}" for end in ("Viel Erfolg!", "I hope so, too.", "✅", "# edited", "FIN")),
+    *(f"{EDITED} {end}" for end in ("(I changed Lyon to Paris.)", "Note: I changed it.")),
+    *(f"{EDITED} Remarque : j'ai tout changé.", f"{EDITED}\n注：我改了城市。"),
+    *(f"{EDITED} {EDITED}", f"{ORIGINAL}\n\n{EDITED}", f"{EDITED} Möchten Sie mehr?"),
+    *(f"Hier:\n\n{ORIGINAL}", f"{ORIGINAL}\n\nMöchten Sie mehr?"),
+    *(f"### Edited response\n\n{EDITED}", f'The text is "{EDITED}".'),
     f"Hier:\n\n{EDITED}\n\nIch habe die Stadt geändert.",
-    f"Hier:\n\n{ORIGINAL}",
-    f"{ORIGINAL}\n\nMöchten Sie mehr?",
-    f"{ORIGINAL}\n\n{EDITED}",
-    f"{EDITED} {EDITED}",
     f"Option 1: {EDITED}\nOption 2: It is Paris.",
-    f"Question: What is it?\n\nResponse: {EDITED}",
-    f"**Edited response:** {EDITED}",
-    f"\\boxed{{{EDITED}}}",
-    f"{EDITED}###",
-    f"<think>hmm {EDITED}",
-    f"[THINK]Lyon? {EDITED}<|eot_id|>",
+    *(f"\\boxed{{{EDITED}}}", f'edited_response="{EDITED}"', f"[THINK]Lyon? {EDITED}<|eot_id|>"),
     "<think>The capital of France is Paris, not Lyon. It has many parks.</s>",
-    f'edited_response="{EDITED}"',
-    f"{EDITED}<|eot",
-    f"{EDITED} Möchten Sie mehr?",
-    EDITED.replace("Paris", "~~Lyon~~ **Paris**"),
-    EDITED.replace("Paris", "[-Lyon-] {+Paris+}"),
-    EDITED.replace("Paris", "Lyon → Paris"),
-    EDITED.replace("Paris", "<b>Paris</b>"),
-    EDITED.replace("Paris", "<del>Lyon</del><ins>Paris</ins>"),
+    *(f"<think>hmm {EDITED}", EDITED.replace("Paris", "<del>Lyon</del><ins>Paris</ins>")),
+    *(EDITED.replace("Paris", to) for to in ("~~Lyon~~ **Paris**", "[-Lyon-] {+Paris+}")),
+    *(EDITED.replace("Paris", to) for to in ("Lyon → Paris", "<b>Paris</b>")),
     json.dumps({"original": ORIGINAL, "edited": EDITED}),
     f"<original>{ORIGINAL}</original> <edited>{EDITED}</edited>",
     f"```\n{ORIGINAL}\n```\nbecomes\n```\n{EDITED}\n```",
@@ -140,7 +105,7 @@ DOUBTFUL = [
 
 
 @pytest.mark.parametrize("reply", DOUBTFUL)
-def test_what_may_be_a_part_of_the_edit_is_doubtful(reply):
+def test_text_that_may_belong_to_the_edit_is_doubtful(reply):
     with pytest.raises(Doubtful):
         unwrap(reply, ORIGINAL)
 
@@ -151,7 +116,7 @@ FRAMES += ["Question: What is it?\n\nResponse: {}"]
 
 
 @pytest.mark.parametrize("around", FRAMES)
-def test_other_words_at_the_ends_hide_no_frame(around):
+def test_text_around_an_edit_is_found_if_its_first_and_last_words_changed(around):
     original = "The leader of the party has said that the size of the vote took her by surprise."
     edited = "Ms Wood said that the size of the vote took her."
     with contextlib.suppress(Doubtful):
@@ -163,54 +128,48 @@ def test_other_words_at_the_ends_hide_no_frame(around):
     [
         ("Sure! It is 4.", "Sure! It is 5."),
         ('"Go," he said, "go."', '"Go," he said, "run."'),
-        ('"Yes"', '"No"'),
-        ('"Yes"', "No"),
-        ("«Да»", "«Нет»"),
+        *(('"Yes"', '"No"'), ('"Yes"', "No"), ("«Да»", "«Нет»"), ("- a b", "- a c\n- d")),
         ('"Emma" is by Austen.', '"Emma" is hers, as is "Lady."'),
         ("It's the dogs'", "It's the cats'"),
         ("```py\nf(x)\n```", "```py\ng(x)\n```"),
         ("Use a loop. It ends.", "Use a loop:\n```py\nfor x in y: ...\n```\nIt ends."),
-        ("Here is it:\nHo", "Here is it:\nHi"),
-        ("Ho.\n\nNote: so.", "Hi.\n\nNote: so."),
-        ("1. a\n\n2. b", "1. a\n\n2. c\n\n3. d"),
-        ("- a b", "- a c\n- d"),
+        *((ho, ho.replace("Ho", "Hi")) for ho in ("Here is it:\nHo", "Ho.\n\nNote: so.")),
+        *(("1. a\n\n2. b", "1. a\n\n2. c\n\n3. d"), ("Ho. Note: so.", "Hi. Note: so.")),
         ("<p>It is 4.</p>", "<p>It is 5.</p>"),
         ('{"a": "It is 4."}', '{"a": "It is 5."}'),
-        (ORIGINAL, EDITED.replace("France", "<b>France</b>")),
-        (ORIGINAL, f"{EDITED} It is big."),
-        (ORIGINAL, f"{EDITED} Paris is big."),
         (ORIGINAL, "Lyon is big, and Paris is the capital of France. It has many parks."),
-        ("Ho. Note: so.", "Hi. Note: so."),
-        ("It is 20 degrees.", "It is 20°."),
+        *((ORIGINAL, f"{EDITED} {more}") for more in ("It is big.", "Paris is big.")),
+        *(
+            (ORIGINAL, EDITED.replace(*x))
+            for x in (("France", "<b>France</b>"), ("s m", "s [1] m"))
+        ),
         ("He is ~~old~~ new ✅", "He is ~~young~~ new ✅"),
-        (ORIGINAL, EDITED.replace("has", "has [1]")),
         (ORIGINAL, "Paris is it, and it has parks."),
-        ("At noon I ate it.", "At 10:30 I ate it."),
+        *(("It is 20 degrees.", "It is 20°."), ("At noon I ate it.", "At 10:30 I ate it.")),
         ("Tony Blair has no such pitch.", "Mr. Blair has no such pitch."),
         ("See the page for more.", "See https://a.org/?b=1&copy=2 for more."),
         (ORIGINAL, ""),
     ],
 )
-def test_what_is_of_the_edit_stays(original, edited):
+def test_nothing_of_an_edit_is_removed(original, edited):
     assert unwrap(f"\n{edited} ", original) == edited
 
 
-def test_signs_that_were_escaped_for_the_form_are_doubtful():
+def test_characters_that_only_the_reply_escapes_are_doubtful():
     for sign, escaped in (("&", "&amp;"), ("$5_000", r"\$5\_000")):
         with pytest.raises(Doubtful):
             unwrap(f"Paris {escaped} Lyon are big.", f"Nice {sign} Lyon are big.")
         assert unwrap(f"Paris {escaped} Lyon.", f"Nice {escaped} Lyon.") == f"Paris {escaped} Lyon."
 
 
-# Pieces of responses that look like what a model would say around one.
+# Pieces of responses that look like a model's words around a response.
 NASTY = ["Sure! ", "Here is the letter:\n\n", "Answer: 4\n", '"', "'", "```py\n", "```\n", "\n"]
 NASTY += ["\n\nNote: the plan is new.", "\n\n- one\n- two", "\n\n---", "word ", "it's ", "(so) "]
 NASTY += ["1. ", "<b>", "</b>", "[/x]", "> ", "Why? ", "{", "}"]
 
 
-def test_a_wrapped_response_comes_back_whatever_it_is():
-    """Or is doubtful; nothing of it is taken off with what stands around it."""
-    rng, outcomes = random.Random(0), {True: 0, False: 0}
+def test_a_random_response_is_returned_exactly_or_doubtful():
+    rng, doubtful = random.Random(0), 0
     for _ in range(600):
         pieces = [rng.choice(NASTY) for _ in range(rng.randrange(1, 7))]
         place = rng.randrange(len(pieces) + 1)
@@ -219,24 +178,21 @@ def test_a_wrapped_response_comes_back_whatever_it_is():
         text = original.replace("slowly", "fast")
         around = rng.choice(["{}", *AROUND])
         try:
-            unwrapped = unwrap(around.replace("{}", text), original)
+            assert unwrap(around.replace("{}", text), original) == text, (original, around)
         except Doubtful:
-            outcomes[False] += 1
-            continue
-        outcomes[True] += 1
-        assert unwrapped == text, (original, around)
-    assert outcomes[True] > 4 * outcomes[False]
+            doubtful += 1
+    assert doubtful < 120
 
 
-@pytest.mark.parametrize("loop", [". ", '"\n', "The answer is:\n\n"])
-def test_a_reply_that_repeats_itself_is_read_in_seconds(loop):
-    with pytest.raises(Doubtful):
-        unwrap(loop * 3000 + ORIGINAL, ORIGINAL)
-
-
-@pytest.mark.parametrize("part", [" ", "()"])
-def test_the_time_for_a_long_reply(part):
+@pytest.mark.parametrize(
+    "reply",
+    [
+        *(part * 3000 + ORIGINAL for part in (". ", '"\n', "The answer is:\n\n")),
+        *(f"{EDITED}{part * 20_000}\n{EDITED}" for part in (" ", "()")),
+    ],
+)
+def test_a_long_reply_takes_seconds_and_is_doubtful(reply):
     start = time.perf_counter()
-    with contextlib.suppress(Doubtful):
-        unwrap(f"{EDITED}{part * 20_000}\n{EDITED}", ORIGINAL)
+    with pytest.raises(Doubtful):
+        unwrap(reply, ORIGINAL)
     assert time.perf_counter() - start < 5

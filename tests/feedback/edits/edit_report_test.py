@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,14 +11,9 @@ from request_cases import launch
 
 from fgrlhf_jax.data import records
 from fgrlhf_jax.data.tokenizers import train_tokenizer
+from fgrlhf_jax.feedback.edits import report
 from fgrlhf_jax.feedback.edits.minimality import measure
-from fgrlhf_jax.feedback.edits.report import (
-    compute_statistics,
-    format_examples,
-    format_figures,
-    render_page,
-)
-from fgrlhf_jax.feedback.llm.cache import rejected_path
+from fgrlhf_jax.feedback.edits.report import compute_statistics, format_examples, format_figures
 from fgrlhf_jax.runtime.files import write_jsonl
 from launch import edit_report
 
@@ -57,7 +53,7 @@ def test_statistics_by_hand():
     json.dumps(statistics, allow_nan=False)
 
 
-def test_examples_are_the_least_the_middle_and_the_most_and_none_twice():
+def test_examples_are_the_least_the_median_and_the_most_changed_rows_once_each():
     none, one, two = (compute_statistics(ROWS, examples=n)["examples"] for n in range(3))
     places = [(example["sort"], example["rank"], example["row"]) for example in one]
     assert places == [("least", 1, 2), ("median", 1, 5), ("most", 1, 4)]
@@ -90,10 +86,10 @@ def test_the_terminals_report():
 
 
 def page(rows=ROWS, title="Edits", **options) -> str:
-    return render_page(compute_statistics(rows, **options), title=title, source="x.jsonl")
+    return report.render_page(compute_statistics(rows, **options), title=title, source="x.jsonl")
 
 
-def test_the_page_shows_all_of_it():
+def test_the_page():
     source = page(annotators=["m"] * 5, rejected={"refusal": 2}, examples=1)
     assert "<title>Edits</title>" in source
     assert "<h1>Edits</h1>" in source
@@ -108,7 +104,7 @@ def test_the_page_shows_all_of_it():
     assert "default-src 'none'" in source
 
 
-def test_text_cannot_become_markup_nor_steer_anything():
+def test_text_becomes_neither_markup_nor_control_characters():
     row = records.Edit(EVIL, EVIL, f"{EVIL} one", f"two {EVIL}", id=EVIL)
     source = page([row], title=EVIL, annotators=[EVIL])
     harmless = page([records.Edit("q", "i", "a b", "a c", id="x")], annotators=["x"])
@@ -122,48 +118,47 @@ def test_text_cannot_become_markup_nor_steer_anything():
     assert "{{ 7*7 }}" in source
 
 
-@pytest.fixture
-def written(tmp_path):
+@pytest.fixture(autouse=True)
+def written():
     first = {"instruction": "q", "original": "a b c d", "edited": EDITED[0]}
     rows = [first | {"edited": edited} for edited in EDITED[1:]]
-    write_jsonl(tmp_path / "edits.jsonl", [first | {"annotator": "anthropic/m"}, *rows])
-    return tmp_path / "edits.jsonl"
+    write_jsonl("edits.jsonl", [first | {"annotator": "anthropic/m"}, *rows])
 
 
-def test_the_command(written, tmp_path, capsys):
-    write_jsonl(tmp_path / "more.jsonl", [{"instruction": "q", "original": "a", "edited": "b"}])
-    write_jsonl(rejected_path(written), [{"reason": "cut"}, {"reason": "rejected: 400: long"}])
-    write_jsonl(rejected_path(tmp_path / "more.jsonl"), [{"reason": "cut"}])
-    train_tokenizer(["a b c d"] * 3, 270).save_pretrained(tmp_path / "tokenizer")
-    sources = f"{written}, {tmp_path / 'more.jsonl'}"
+def test_the_command(capsys):
+    write_jsonl("more.jsonl", [{"instruction": "q", "original": "a", "edited": "b"}])
+    write_jsonl("edits.rejected.jsonl", [{"reason": "cut"}, {"reason": "rejected: 400: long"}])
+    write_jsonl("more.rejected.jsonl", [{"reason": "cut"}])
+    train_tokenizer(["a b c d"] * 3, 270).save_pretrained("tokenizer")
+    sources = "edits.jsonl, more.jsonl"
     for name in ("report.json", "report.html"):
-        launch(edit_report, input=sources, output=tmp_path / name, tokenizer=tmp_path / "tokenizer")
+        launch(edit_report, input=sources, output=name, tokenizer="tokenizer")
     out = capsys.readouterr().out
     assert out.count("6 edits: ") == 2
     assert "when they were collected: 2 cut, 1 rejected" in out
     assert out.count("-- least changed") == 2
-    assert f"written to {tmp_path / 'report.html'}" in out
-    statistics = json.loads((tmp_path / "report.json").read_text())
+    assert "written to report.html" in out
+    statistics = json.loads(Path("report.json").read_text())
     assert statistics["input"] == sources
     assert statistics["word_change_ratio"]["median"] == pytest.approx(np.median([*RATIOS, 1]))
     assert statistics["token_change_ratio"]["median"] > 0
     assert statistics["annotators"].keys() == {"anthropic/m", "unknown"}
     assert len(statistics["rows"]) == len(statistics["examples"]) == 6
-    source = (tmp_path / "report.html").read_text()
+    source = Path("report.html").read_text()
     assert "<h1>Edits: edits.jsonl, more.jsonl</h1>" in source
     assert "2 cut, 1 rejected" in source
+    launch(edit_report)  # without a file: of the embedded world
+    assert capsys.readouterr().out.startswith("300 edits: ")
 
 
-def test_a_row_that_is_too_long(written, tmp_path, capsys, refused):
+def test_a_row_that_is_too_long(capsys, refused):
     """Rows within the limit take about a second at most."""
     long = {"instruction": "q", "original": "ab " * 60_000, "edited": "ba " + "ab " * 60_000}
-    write_jsonl(tmp_path / "long.jsonl", [long, {**long, "original": "ab " * 100_000}])
+    write_jsonl("long.jsonl", [long, {**long, "original": "ab " * 100_000}])
     sentence = "row 2 has a response of 300,000 characters, more than 200,000"
     assert f"{sentence}; shorten it, or set inv" in refused(edit_report, input="long.jsonl")
-    launch(edit_report, input=f"{written},{tmp_path / 'long.jsonl'}", invalid="drop")
+    launch(edit_report, input="edits.jsonl,long.jsonl", invalid="drop")
     out, err = capsys.readouterr()
     assert out.startswith("6 edits: ")
-    assert len(out) < 5_000  # of long responses the surroundings of the change
+    assert len(out) < 5_000  # of a long response only the text around its change
     assert sentence.replace("row 2", "row 7") + "; it is left out" in err
-    launch(edit_report)  # without a file it shows the embedded world's
-    assert capsys.readouterr().out.startswith("300 edits: ")

@@ -1,22 +1,16 @@
-"""From a response to a request, and from a reply to an edit or to the reason why there is none."""
+"""Requests for edits, and replies parsed into an edit or the reason why there is none."""
 
 import json
+import re
 import unicodedata
+from pathlib import Path
 
 import pytest
 
 from fgrlhf_jax.data import sources
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.feedback.edits.request import (
-    NAME,
-    EditTask,
-    build_prompt,
-    count_rejected,
-    describe_form,
-    load_template,
-    make_tasks,
-    parse_reply,
-)
+from fgrlhf_jax.feedback.edits import request
+from fgrlhf_jax.feedback.edits.request import NAME, EditTask, build_prompt, parse_reply
 from fgrlhf_jax.feedback.llm.cache import rejected_path
 from fgrlhf_jax.feedback.llm.client import Reply
 from fgrlhf_jax.runtime.files import write_jsonl
@@ -39,26 +33,22 @@ def tagged(text: str) -> Reply:
     [
         (tagged(EDITED), NAME, ""),
         (tagged(f"\xa0{EDITED}\xa0"), NAME, ""),
-        (tagged(ORIGINAL), NAME, "unchanged"),
-        (tagged(""), NAME, "empty"),
+        *((tagged(ORIGINAL), NAME, "unchanged"), (tagged(""), NAME, "empty")),
         (tagged(f"Here is the edited response:\n\n{EDITED}"), NAME, ""),
         (reply(json.dumps({NAME: f"Sure! {EDITED}"})), None, "doubtful"),
         (tagged("Dogs bark loudly at night, and nobody in the village sleeps."), NAME, "rewritten"),
-        (reply(EDITED), NAME, "unparsed"),
-        (reply(json.dumps({NAME: EDITED})), NAME, "unparsed"),
+        *((reply(text), NAME, "unparsed") for text in (EDITED, json.dumps({NAME: EDITED}))),
         (reply(f"<{NAME}>{EDITED}", "length"), NAME, "cut"),
         (reply(f"<{NAME}>{EDITED}</{NAME}>\n\nI have", "length"), NAME, ""),
         (reply(json.dumps({NAME: EDITED}), "length"), None, "cut"),
         (reply(EDITED, "length"), "", "cut"),
         (reply("", "refusal"), NAME, "refusal"),
-        (reply(json.dumps({NAME: EDITED})), None, ""),
+        *((reply(json.dumps({NAME: EDITED})), None, ""), (tagged(EDITED), None, "unparsed")),
         (reply(json.dumps({NAME: f"{EDITED}\ud83d"})), None, "unparsed"),
         (reply(json.dumps({"answer": f"{EDITED}\ud83d"})), "", "unparsed"),
         (reply(json.dumps({"response": EDITED})), None, "unparsed"),
-        (tagged(EDITED), None, "unparsed"),
-        (reply(EDITED), "", ""),
+        *((reply(EDITED), "", ""), (reply(""), "", "empty")),
         (reply(f"Hier ist sie:\n\n{EDITED}<|eot_id|>"), "", ""),
-        (reply(""), "", "empty"),
         (reply("Hier ist sie:\n\n"), "", "doubtful"),
     ],
 )
@@ -89,36 +79,33 @@ def test_replies(received, tag, reason):
         ("print(“a”)", 'print("a")', 'print("a")'),  # the edit itself
     ],
 )
-def test_what_is_not_seen_stays_as_in_the_original(original, replied, edited):
+def test_invisible_characters_stay_as_in_the_original(original, replied, edited):
     assert parse_reply(tagged(replied), TASK._replace(response=original), tag=NAME).edited == edited
 
 
-@pytest.mark.parametrize(
-    "text", ["Der Käfer läuft weg.", "がぎぐ が好き", "Tiếng Việt đẹp", "한국어"]
-)
-def test_normal_forms_stay_as_in_the_original(text):
-    for original, other in (("NFC", "NFD"), ("NFD", "NFC")):
-        task = TASK._replace(response=unicodedata.normalize(original, text))
-        replied = unicodedata.normalize(other, f"{text} – wörter")
-        expected = unicodedata.normalize(original, f"{text} – wörter")
-        assert parse_reply(tagged(replied), task, tag=NAME).edited == expected
-        same = tagged(unicodedata.normalize(other, text))
-        assert parse_reply(same, task, tag=NAME).reason == "unchanged"
+@pytest.mark.parametrize("text", ["Der Käfer läuft.", "がぎぐ が好き", "Tiếng Việt đẹp", "한국어"])
+@pytest.mark.parametrize(("original", "other"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_normal_forms_stay_as_in_the_original(text, original, other):
+    task = TASK._replace(response=unicodedata.normalize(original, text))
+    replied, expected = (unicodedata.normalize(f, f"{text} – wörter") for f in (other, original))
+    assert parse_reply(tagged(replied), task, tag=NAME).edited == expected
+    same = tagged(unicodedata.normalize(other, text))
+    assert parse_reply(same, task, tag=NAME).reason == "unchanged"
 
 
 def test_a_reply_that_repeats_the_template_is_no_edit():
-    fixed = load_template().literal_text
+    fixed = request.load_template().literal_text
     repeated = f"{EDITED} Please make minimal changes to the above response in order to."
     assert parse_reply(tagged(repeated), TASK, 0.9, tag=NAME, template_text=fixed).reason
     task = TASK._replace(response=repeated.replace("Paris", "Lyon"))
     assert not parse_reply(tagged(repeated), task, tag=NAME, template_text=fixed).reason
 
 
-def test_the_form_is_one_that_no_text_has():
-    template = load_template()
+def test_the_tag_of_a_reply_occurs_in_no_text_of_the_prompt():
+    template = request.load_template()
     prompt, tag = build_prompt(TASK, template)
     assert tag == NAME
-    assert prompt.endswith(f"\n\n{describe_form(NAME)}")
+    assert prompt.endswith(f"\n\n{request.describe_form(NAME)}")
     assert f"between <{NAME}> and </{NAME}>" in prompt
     task = TASK._replace(response=f"Write <{NAME.upper()}>.", input=f"{NAME}_2")
     prompt, tag = build_prompt(task, template)
@@ -128,13 +115,13 @@ def test_the_form_is_one_that_no_text_has():
     assert f"<{NAME}>" not in prompt
     assert f"the field {NAME} of one JSON object" in prompt
     for form in (True, False):
-        prompt, tag = build_prompt(TASK, load_template(name="paper"), as_json=form)
+        prompt, tag = build_prompt(TASK, request.load_template(name="paper"), as_json=form)
         assert tag == (None if form else "")
         assert "make minimal changes to the above response" in prompt
         assert NAME not in prompt
 
 
-def test_tasks_of_every_kind_of_row(tmp_path):
+def test_tasks_of_every_kind_of_row():
     rows = [
         {"instruction": "q1", "output": "a"},
         {"instruction": "q2", "input": "i", "original": "o", "edited": "e", "id": "x/2"},
@@ -142,24 +129,25 @@ def test_tasks_of_every_kind_of_row(tmp_path):
         {"instruction": "q4", "output_1": "w", "output_2": "b", "preference": 2},
         {"instruction": "q5", "output": "", "id": 7},
     ]
-    write_jsonl(tmp_path / "rows.jsonl", rows)
-    rows = sources.read_with_rows(str(tmp_path / "rows.jsonl"))
+    write_jsonl("rows.jsonl", rows)
+    rows = sources.read_with_rows("rows.jsonl")
     tasks = [("1", "q1", "", "a"), ("x/2", "q2", "i", "o"), ("3", "q3", "", "w")]
     tasks += [("4", "q4", "", "w"), ("7", "q5", "", "")]
-    assert [task[:4] for task in make_tasks(rows)] == tasks
-    assert [task.response for task in make_tasks(rows, "better")] == ["a", "o", "b", "b", ""]
+    assert [task[:4] for task in request.make_tasks(rows)] == tasks
+    better = [task.response for task in request.make_tasks(rows, "better")]
+    assert better == ["a", "o", "b", "b", ""]
 
 
-def test_a_template_shows_the_fields_as_they_are(tmp_path):
+def test_a_template_shows_the_fields_unchanged():
     task = EditTask("1", "What is {{ 1 }} < 2?", "", "  A & B\n\nC {% x %}")
-    prompt, _ = build_prompt(task, load_template())
+    prompt, _ = build_prompt(task, request.load_template())
     assert prompt.startswith("Question: What is {{ 1 }} < 2?\n\nResponse:   A & B\n\nC {% x %}\n\n")
     assert "Input" not in prompt
-    prompt, _ = build_prompt(task._replace(input="the input"), load_template())
+    prompt, _ = build_prompt(task._replace(input="the input"), request.load_template())
     assert "2?\n\nInput: the input\n\nResponse: " in prompt
-    path = tmp_path / "t.txt"
-    path.write_text("{% for n in range(2) %}{{ response|upper }}{% endfor %}!")
-    assert build_prompt(EditTask("1", "q", "", "abc"), load_template(str(path))) == ("ABCABC!", "")
+    Path("t.txt").write_text("{% for n in range(2) %}{{ response|upper }}{% endfor %}!")
+    template = request.load_template("t.txt")
+    assert build_prompt(EditTask("1", "q", "", "abc"), template) == ("ABCABC!", "")
 
 
 @pytest.mark.parametrize(
@@ -175,22 +163,19 @@ def test_a_template_shows_the_fields_as_they_are(tmp_path):
         (None, "t.txt: cannot be read (No such file or directory)"),
     ],
 )
-def test_bad_templates(tmp_path, text, message):
-    path = tmp_path / "t.txt"
+def test_bad_templates(text, message):
     if text is not None:
-        path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    with pytest.raises(InputError) as error:
-        load_template(str(path))
-    assert message in str(error.value)
+        Path("t.txt").write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(InputError, match=re.escape(message)):
+        request.load_template("t.txt")
 
 
-def test_rejected_rows_are_counted(tmp_path):
-    output = tmp_path / "e.jsonl"
-    assert count_rejected([output]) == {}
+def test_rejected_rows_are_counted(output):
+    assert request.count_rejected([output]) == {}
     reasons = ["cut", "rejected: 400: too long", "cut", "rejected: 413: too\u2028long"]
     rows = [json.dumps({"reason": reason}, ensure_ascii=False) for reason in reasons]
     rejected_path(output).write_text("\n".join(rows) + "\n")
-    assert count_rejected([output, tmp_path / "other.jsonl"]) == {"cut": 2, "rejected": 2}
+    assert request.count_rejected([output, Path("other.jsonl")]) == {"cut": 2, "rejected": 2}
     rejected_path(output).write_text('{"reason": "cut"}\n[]\n')
-    with pytest.raises(InputError, match=r"e\.rejected\.jsonl:2: is not a rejected row"):
-        count_rejected([output])
+    with pytest.raises(InputError, match=r"edits\.rejected\.jsonl:2: is not a rejected row"):
+        request.count_rejected([output])

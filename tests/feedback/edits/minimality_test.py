@@ -1,4 +1,4 @@
-"""How minimal an edit is: by hand, against the textbook, and on what is no edit at all."""
+"""How minimal an edit is: by hand and against a textbook distance; replies that are no edits."""
 
 import random
 
@@ -7,32 +7,29 @@ import pytest
 from fgrlhf_jax.data.words import split_words
 from fgrlhf_jax.feedback.edits.minimality import FAULTS, EditMetrics, find_fault, measure
 
-# original, edited, kind, words taken out and put in, number of changes.
-BY_HAND = [
-    ("a b c", "a b c", "none", (0, 0), 0),
-    ("a b c", "a  b\nc", "none", (0, 0), 0),
-    ("a c", "a b c", "insert", (0, 1), 1),
-    ("a b c d", "b c", "delete", (2, 0), 2),
-    ("a b c", "a x c", "replace", (1, 1), 1),
-    ("a b c", "a x y c", "replace", (1, 2), 1),  # one change, though a word longer
-    ("a b c d", "x b c y", "replace", (2, 2), 2),
-    ("a b c", "x b c d", "mixed", (1, 2), 2),
-    ("a b", "", "delete", (2, 0), 1),
-    ("", "a", "insert", (0, 1), 1),
-    ("", "", "none", (0, 0), 0),
-    ("The end.", "The end!", "replace", (1, 1), 1),
-]
 
-
-@pytest.mark.parametrize(("original", "edited", "kind", "moved", "changes"), BY_HAND)
+@pytest.mark.parametrize(
+    ("original", "edited", "kind", "moved", "changes"),  # moved: deleted and inserted words
+    [
+        *(("a b c", edited, "none", 0, 0) for edited in ("a b c", "a  b\nc")),
+        ("a c", "a b c", "insert", 1, 1),
+        ("a b c d", "b c", "delete", 2, 2),
+        ("a b c", "a x c", "replace", 2, 1),
+        ("a b c", "a x y c", "replace", 3, 1),  # one change, though a word longer
+        ("a b c d", "x b c y", "replace", 4, 2),
+        ("a b c", "x b c d", "mixed", 3, 2),
+        *(("a b", "", "delete", 2, 1), ("", "a", "insert", 1, 1), ("", "", "none", 0, 0)),
+        ("The end.", "The end!", "replace", 2, 1),
+    ],
+)
 def test_metrics_by_hand(original, edited, kind, moved, changes):
     before, after = len(split_words(original)), len(split_words(edited))
-    ratio = sum(moved) / max(1, before + after)
+    ratio = moved / max(1, before + after)
     expected = EditMetrics(kind, ratio, None, after - before, before, after, changes)
     assert measure(original, edited) == expected
 
 
-def test_tokens_have_a_ratio_of_their_own():
+def test_the_change_ratio_of_tokens():
     metrics = measure("abc", "abd", encode=lambda text: [ord(c) for c in text])
     assert metrics.word_change_ratio == 1
     assert metrics.token_change_ratio == pytest.approx(2 / 6)
@@ -54,7 +51,7 @@ def random_pairs(n: int):
 
 
 def distance(a: list[str], b: list[str], replace: int) -> int:
-    """Words to insert and delete, where replacing one costs `replace`, by the textbook."""
+    """The textbook edit distance in words; a replacement costs ``replace``."""
     row = list(range(len(b) + 1))
     for i, x in enumerate(a, 1):
         left, row[0] = row[0], i
@@ -64,57 +61,45 @@ def distance(a: list[str], b: list[str], replace: int) -> int:
     return row[-1]
 
 
-def is_part(few: list[str], many: list[str]) -> bool:
-    """Whether the words are some of the others, in their order."""
+def is_subsequence(few: list[str], many: list[str]) -> bool:
     rest = iter(many)
     return all(word in rest for word in few)
 
 
 def test_ratio_and_kind_by_their_definition():
-    """No script moves fewer words than one of insertions and deletions alone; none with fewer
-    steps than Levenshtein's, each of which moves two words at most."""
+    """Between two bounds: the distance without replacements, and twice Levenshtein's distance."""
     for original, edited in random_pairs(300):
         before, after = split_words(original), split_words(edited)
         metrics = measure(original, edited)
         moved = metrics.word_change_ratio * max(1, len(before) + len(after))
         least, most = distance(before, after, 2), 2 * distance(before, after, 1)
         assert least - 1e-9 <= moved <= most + 1e-9
-        assert (metrics.kind == "delete") == (is_part(after, before) and before != after)
-        assert (metrics.kind == "insert") == (is_part(before, after) and before != after)
+        assert (metrics.kind == "delete") == (is_subsequence(after, before) and before != after)
+        assert (metrics.kind == "insert") == (is_subsequence(before, after) and before != after)
         assert (metrics.kind == "none") == (before == after)
 
 
 LONG = " ".join(f"word{n}" for n in range(30))
-ORIGINAL = f"The capital of France is Lyon. It is long. {LONG}. The end is here."
-CODE = (
-    "def f(x):\n    y = x\n" + "\n".join(f"    z{n} = y + {n}" for n in range(9)) + "\n    return y"
-)
+END = "The end is here."
+ORIGINAL = f"The capital of France is Lyon. It is long. {LONG}. {END}"
+PARIS = "The capital of France is Paris."
+START = f"{PARIS} It is long."
+CODE = "\n    ".join(["def f(x):", "y = x", *(f"z{n} = y + {n}" for n in range(9)), "return y"])
 
 
 @pytest.mark.parametrize(
     "edited",
     [
-        "The capital of France is Paris. It is long. [The rest of the response remains unchanged]",
-        "The capital of France is Paris. It is long. (rest unchanged)",
-        "The capital of France is Paris.\n\n*(Der Rest bleibt unverändert.)*",
-        "The capital of France is Paris. 【其余部分不变】",
-        "The capital of France is Paris. It is long...",
-        "The capital of France is Paris. It is long. …",
-        "… of France is Paris. …",
-        "The capital of France is Paris. [...] The end is here.",
-        "The capital of France is Paris. It is long.\n\n... (the rest stays the same) ...",
-        "The capital of France is Paris. It is long.\n<rest unchanged>",
-        "The capital of France is Paris.\n\n<!-- unchanged -->\nThe end is here.",
-        "The capital of France is Paris. It is long.\n--- reste inchangé ---",
-        "The capital of France is Paris. It is long. …and the rest.",
-        "The capital of France is Paris. It is long. *rest omitted*",
-        "The capital of France is Paris. It is long.\n«reste inchangé»",
-        "The capital of France is Paris. It is long.\n※以下略\nThe end is here.",
-        "The capital of France is Paris. It is long.\n> unchanged\nThe end is here.",
-        "The capital of France is Paris. It is long. &hellip;",
+        *(f"{START} [The rest of the response remains unchanged]", f"{START} (rest unchanged)"),
+        *(f"{PARIS}\n\n*(Der Rest bleibt unverändert.)*", f"{PARIS} 【其余部分不变】"),
+        *(f"{START[:-1]}...", f"{START} …", f"{START} …and the rest.", f"{START} &hellip;"),
+        *("… of France is Paris. …", f"{PARIS} [...] {END}", f"{START} *rest omitted*"),
+        *(f"{START}\n\n... (the rest stays the same) ...", f"{START}\n<rest unchanged>"),
+        *(f"{PARIS}\n\n<!-- unchanged -->\n{END}", f"{START}\n--- reste inchangé ---"),
+        *(f"{START}\n«reste inchangé»", f"{START}\n※以下略\n{END}", f"{START}\n> unchanged\n{END}"),
     ],
 )
-def test_a_remark_in_the_place_of_what_is_left_out(edited):
+def test_a_remark_in_place_of_omitted_text(edited):
     assert find_fault(ORIGINAL, edited) == "elided"
     assert find_fault(f"Well ... … {ORIGINAL}", f"Well ... … {edited}") == "elided"
     short = ORIGINAL.replace(LONG, " ".join(LONG.split()[:9]))
@@ -125,30 +110,29 @@ def test_a_remark_in_the_place_of_what_is_left_out(edited):
 @pytest.mark.parametrize(
     "end", ["The rest remains the same.", "# unchanged", "\n\nDer Rest bleibt so.", "以下略"]
 )
-def test_a_few_words_that_stand_for_the_end_or_the_middle(end):
-    for more in ("", "\n\nThe end is here."):
-        edited = f"The capital of France is Paris. It is long. {end}{more}"
+def test_a_few_words_in_place_of_the_end_or_the_middle(end):
+    for more in ("", f"\n\n{END}"):
+        edited = f"{START} {end}{more}"
         assert find_fault(ORIGINAL, edited) == "elided"
         assert find_fault(ORIGINAL.replace("word", "the "), edited) == "elided"
     spelt = str.maketrans("0123456789", "abcdefghij")
     for words in ("Wordb wordh wordbj.", "It was in 1998."):  # of the original, a fact
-        edited = f"The capital of France is Paris. It is long. {words} The end is here."
-        assert find_fault(ORIGINAL.translate(spelt), edited) == ""
+        assert find_fault(ORIGINAL.translate(spelt), f"{START} {words} {END}") == ""
     other = f"{end} It has parks , a river and a bridge or two or three"
-    assert find_fault(ORIGINAL, f"The capital of France is Paris. It is long. {other}") == ""
+    assert find_fault(ORIGINAL, f"{START} {other}") == ""
 
 
-def test_code_that_is_left_out():
+def test_omitted_code():
     for line in ("# ... rest of the code stays the same", "// unchanged", "    ..."):
         assert find_fault(CODE, f"def f(x):\n    y = 2 * x\n{line}\n    return y") == "elided"
     assert find_fault(CODE, "def f(x):\n    y = x\n    print(max)") == ""
 
 
-def test_an_edit_may_have_brackets_and_leave_out_much():
+def test_an_edit_may_have_brackets_and_omit_much():
     other = ORIGINAL.replace(" ".join(LONG.split()[20:]), "that runs … through all of the old town")
-    assert find_fault(ORIGINAL, other) == ""  # about as much is put in there
+    assert find_fault(ORIGINAL, other) == ""  # about as much is inserted there
     shorter = ORIGINAL.replace(LONG, " ".join(LONG.split()[:22]))
-    assert find_fault(ORIGINAL, "The capital of France is Paris. It is long.") == ""
+    assert find_fault(ORIGINAL, START) == ""
     for text, city in ((ORIGINAL, "Paris (see it)"), (ORIGINAL, "… Paris"), (shorter, "P [1]")):
         assert find_fault(ORIGINAL, text.replace("Lyon", city)) == ""
 
