@@ -45,7 +45,7 @@ def rounds(lengths: Lengths, rows: int, settings: PPOSettings, mesh: Mesh) -> di
     """
     with jax.set_mesh(mesh):
         counts = [
-            micro_batches.rounds(drawn.prompts + drawn.responses, settings)
+            micro_batches.count_micro_batches(drawn.prompts + drawn.responses, settings)
             for drawn in lengths.draw(rows)
         ]
     means = {width: float(np.mean([count[width] for count in counts])) for width in counts[0]}

@@ -21,12 +21,12 @@ from fgrlhf_jax.functional import policy_losses
 from fgrlhf_jax.functional.masking import last_token, masked_mean
 
 ALGORITHMS = ("ppo", "rloo", "grpo", "distill")
-COMPARING = ("rloo", "grpo")  # algorithms that compare the samples of a prompt with each other
+GROUPED = ("rloo", "grpo")  # algorithms that compare the samples of a prompt with each other
 
 
 def samples_per_prompt(config: ConfigDict) -> int:
     """The config's number of samples per prompt, or the algorithm's default."""
-    return config.samples_per_prompt or (4 if config.algorithm in COMPARING else 1)
+    return config.samples_per_prompt or (4 if config.algorithm in GROUPED else 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +117,7 @@ class Rollout(NamedTuple):
     start_B: jax.Array
     response_BT: jax.Array
     finished_B: jax.Array  # bool, whether the response ended with EOS
-    drawn_BT: jax.Array  # float32, log-probability of each token according to the sampler
+    sampler_logprob_BT: jax.Array  # float32, log-probability of each token according to the sampler
     logprob_BT: jax.Array  # under the policy
     ref_logprob_BT: jax.Array
     value_BT: jax.Array  # the critic's, of the state before each token
@@ -165,9 +165,9 @@ def make_experience(
     mask_BT = rollout.response_BT
     estimate = functools.partial(policy_losses.kl_estimate, estimator=settings.kl_estimator)
     kl_BT = jax.vmap(estimate)(rollout.logprob_BT, rollout.ref_logprob_BT)
-    rule = {"rule": settings.missing_eos, "penalty": settings.missing_eos_penalty}
-    pay = functools.partial(policy_losses.missing_eos, **rule)
-    reward_BT = jax.vmap(pay)(rollout.reward_BT, mask_BT, rollout.finished_B)
+    eos_options = {"rule": settings.missing_eos, "penalty": settings.missing_eos_penalty}
+    eos_rule = functools.partial(policy_losses.missing_eos, **eos_options)
+    reward_BT = jax.vmap(eos_rule)(rollout.reward_BT, mask_BT, rollout.finished_B)
     reward_BT = jax.vmap(policy_losses.reward_vector, (0, 0, 0, None))(
         reward_BT, kl_BT, mask_BT, kl_coef if settings.kl_in_reward else 0.0
     )
@@ -177,7 +177,7 @@ def make_experience(
     raw_advantage_BT = advantage_BT
     if settings.whiten_advantages:
         advantage_BT = policy_losses.whiten(advantage_BT, mask_BT)
-    metrics = rollout_metrics(rollout, reward_BT, raw_advantage_BT)
+    metrics = compute_metrics(rollout, reward_BT, raw_advantage_BT)
     if settings.algorithm == "ppo":
         metrics |= {
             "value/mean": masked_mean(rollout.value_BT, mask_BT),
@@ -190,20 +190,18 @@ def make_experience(
     return Experience(*rows_of(rollout), *old, advantage_BT, return_BT), metrics
 
 
-def rollout_metrics(
+def compute_metrics(
     rollout: Rollout, reward_BT: jax.Array, advantage_BT: jax.Array
 ) -> dict[str, jax.Array]:
     """Means over a rollout; rewards and advantages are those of the update, before whitening."""
     mask_BT = rollout.response_BT
     length_B = jnp.sum(mask_BT, axis=1).astype(jnp.float32)
     total_B = jnp.sum(rollout.reward_BT, axis=1)
-    drawn_ratio_BT = jnp.where(mask_BT, rollout.logprob_BT - rollout.drawn_BT, 0.0)
+    mismatch_BT = jnp.where(mask_BT, rollout.logprob_BT - rollout.sampler_logprob_BT, 0.0)
     # Always k1, whatever the penalty's estimator: unbiased, and comparable between runs.
     log_ratio_BT = jnp.where(mask_BT, rollout.logprob_BT - rollout.ref_logprob_BT, 0.0)
     return {
-        "debug/sampler_mismatch_kl": masked_mean(
-            jnp.expm1(drawn_ratio_BT) - drawn_ratio_BT, mask_BT
-        ),
+        "debug/sampler_mismatch_kl": masked_mean(jnp.expm1(mismatch_BT) - mismatch_BT, mask_BT),
         "reference_kl": masked_mean(jnp.expm1(-log_ratio_BT) + log_ratio_BT, mask_BT),
         "reward/raw": jnp.mean(jnp.sum(rollout.raw_reward_BT, axis=1)),
         "reward/mean": jnp.mean(total_B),
@@ -228,24 +226,24 @@ def advantages(
     With sequence rewards RLOO and GRPO treat a whole response, including its KL, as one action.
     """
     mask_BT, gamma = rollout.response_BT, settings.gamma
-    if settings.algorithm not in COMPARING:
+    if settings.algorithm not in GROUPED:
         return jax.vmap(policy_losses.gae, (0, 0, 0, None, None))(
             reward_BT, rollout.value_BT, mask_BT, gamma, settings.gae_lambda
         )
-    rewarded_BT, ended_B = mask_BT, jnp.zeros(mask_BT.shape[0])
+    scored_BT, ended_B = mask_BT, jnp.zeros(mask_BT.shape[0])
     if settings.level == "sequence":
-        rewarded_BT, ended_B = jax.vmap(last_token)(mask_BT), jnp.sum(reward_BT, axis=1)
-        reward_BT = jnp.where(rewarded_BT, ended_B[:, None], 0.0)
+        scored_BT, ended_B = jax.vmap(last_token)(mask_BT), jnp.sum(reward_BT, axis=1)
+        reward_BT = jnp.where(scored_BT, ended_B[:, None], 0.0)
     if settings.algorithm == "grpo":
-        reward_BT = by_prompt(policy_losses.whiten, settings, reward_BT, rewarded_BT)
+        reward_BT = map_groups(policy_losses.whiten, settings, reward_BT, scored_BT)
     return_BT = jax.vmap(policy_losses.return_to_go, (0, 0, None))(reward_BT, mask_BT, gamma)
     if settings.algorithm == "grpo":
         return return_BT, return_BT
     arrays = return_BT, mask_BT, ended_B
-    return by_prompt(policy_losses.leave_one_out, settings, *arrays), return_BT
+    return map_groups(policy_losses.leave_one_out, settings, *arrays), return_BT
 
 
-def by_prompt(function: Callable, settings: PPOSettings, *arrays: jax.Array) -> jax.Array:
+def map_groups(function: Callable, settings: PPOSettings, *arrays: jax.Array) -> jax.Array:
     """Applies ``function`` to the K samples of each prompt: arrays [B, ...] as [K, ...] each."""
     K = settings.samples_per_prompt
     result = jax.vmap(function)(*(x.reshape(-1, K, *x.shape[1:]) for x in arrays))
@@ -268,7 +266,7 @@ def losses(
     """
     mask_BT = batch.response_BT
 
-    def share(x_BT):
+    def mean(x_BT):
         return jnp.sum(jnp.where(mask_BT, x_BT, 0.0)) / tokens
 
     loss, sums, maxima = jnp.float32(0), {}, {}
@@ -281,10 +279,10 @@ def losses(
             policy_loss_BT, clipped_BT = predictions.target_kl_BT, jnp.zeros_like(clipped_BT)
         log_ratio_BT = logprob_BT - batch.logprob_BT
         sums |= {
-            "policy/loss": share(policy_loss_BT),
-            "policy/entropy": share(predictions.entropy_BT),
-            "policy/clip_fraction": share(clipped_BT),
-            "policy/approx_kl": share(jnp.expm1(log_ratio_BT) - log_ratio_BT),
+            "policy/loss": mean(policy_loss_BT),
+            "policy/entropy": mean(predictions.entropy_BT),
+            "policy/clip_fraction": mean(clipped_BT),
+            "policy/approx_kl": mean(jnp.expm1(log_ratio_BT) - log_ratio_BT),
         }
         maxima = {"log_ratio_max": jnp.max(jnp.abs(log_ratio_BT))}
         loss += sums["policy/loss"]
@@ -292,6 +290,6 @@ def losses(
         value_loss_BT, clipped_BT = jax.vmap(policy_losses.value_loss, (0, 0, 0, None))(
             predictions.value_BT, batch.value_BT, batch.return_BT, settings.value_clip_ratio
         )
-        sums |= {"value/loss": share(value_loss_BT), "value/clip_fraction": share(clipped_BT)}
+        sums |= {"value/loss": mean(value_loss_BT), "value/clip_fraction": mean(clipped_BT)}
         loss += settings.value_coef * sums["value/loss"]
     return loss, (sums, maxima)

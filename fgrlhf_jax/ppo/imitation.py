@@ -19,18 +19,18 @@ def encode(records: list, config: ConfigDict, tokenizer, template: str) -> list[
 
     Raises InputError if fewer are left than one update imitates.
     """
-    most, width = config.data.max_prompt_length, config.data.max_new_tokens
-    limits = {"max_length": most + width, "max_prompt_length": most}
+    max_prompt, limit = config.data.max_prompt_length, config.data.max_new_tokens
+    limits = {"max_length": max_prompt + limit, "max_prompt_length": max_prompt}
     options = {"template": template, "overlong": config.data.overlong, **limits}
     try:
         rows, counts = encode_demonstrations(records, tokenizer, **options)
     except InputError as error:
         raise InputError(f"ptx_edits={config.ptx_edits}: {error}") from error
-    fit = [row for row in rows if len(row.tokens) <= row.prompt_length + width]
-    counts["longer_responses"] = len(rows) - len(fit)
+    fitting = [row for row in rows if len(row.tokens) <= row.prompt_length + limit]
+    counts["longer_responses"] = len(rows) - len(fitting)
     if config.data.overlong == "drop":
-        rows = fit
-    rows = [Demonstration(r.tokens[: r.prompt_length + width], r.prompt_length) for r in rows]
+        rows = fitting
+    rows = [Demonstration(r.tokens[: r.prompt_length + limit], r.prompt_length) for r in rows]
     counts["kept"] = len(rows)
     print("ptx_edits: " + ", ".join(f"{n} {label}" for label, n in counts.items()))
     if len(rows) < config.minibatch_size:

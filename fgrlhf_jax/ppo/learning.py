@@ -18,7 +18,7 @@ from fgrlhf_jax.ppo.algorithm import (
     make_experience,
     rows_of,
 )
-from fgrlhf_jax.ppo.models import Architectures, Frozen, complete, complete_frozen, parts_of
+from fgrlhf_jax.ppo.models import Architectures, Frozen, merge_base, merge_frozen, parts_of
 from fgrlhf_jax.ppo.scoring import Target, predict
 from fgrlhf_jax.runtime.optim import TrainState, apply_gradients, fill, update_rms, without_frozen
 
@@ -32,7 +32,7 @@ def minibatch_rows(key: jax.Array, rows: int, settings: PPOSettings) -> jax.Arra
     return order.reshape(-1, settings.minibatch_size)
 
 
-def reinforce(
+def rl_loss(
     params: dict,
     batch: Experience,
     tokens: jax.Array,
@@ -43,12 +43,12 @@ def reinforce(
     settings: PPOSettings,
 ) -> tuple[jax.Array, tuple[dict, dict]]:
     """``algorithm.losses`` for the predictions of ``params`` and the parts that it contains."""
-    whole = complete(params, frozen)
-    predictions = predict(whole, rows_of(batch), target, models=models, settings=settings)
+    all_params = merge_base(params, frozen)
+    predictions = predict(all_params, rows_of(batch), target, models=models, settings=settings)
     return losses(predictions, batch, tokens, tuple(params), settings)
 
 
-def imitate(
+def imitation_loss(
     params: dict,
     rows: Rows,
     tokens: jax.Array,
@@ -62,7 +62,7 @@ def imitate(
     Ouyang et al. 2022, arXiv:2203.02155, Equation 2.
     """
     settings = dataclasses.replace(settings, temperature=1.0)
-    predictions = predict(complete(params, frozen), rows, models=models, settings=settings)
+    predictions = predict(merge_base(params, frozen), rows, models=models, settings=settings)
     loss = jnp.sum(jnp.where(rows.response_BT, -predictions.logprob_BT, 0.0)) / tokens
     return settings.ptx_weight * loss, ({"ptx/loss": loss}, {})
 
@@ -79,30 +79,30 @@ def sum_gradients(
     trained = without_frozen(params, settings.freeze)
     tokens = jnp.maximum(jnp.sum(batch.response_BT), 1)
 
-    def loss(trained, rows, real, width):
+    def loss(trained, rows, is_real, width):
         part = micro_batches.take(batch, rows, width)
-        part = part._replace(response_BT=part.response_BT & real[:, None])
+        part = part._replace(response_BT=part.response_BT & is_real[:, None])
         return objective(fill(trained, params), part, tokens)
 
-    def gradient(rows, real, width):
-        grads, (sums, maxima) = jax.grad(loss, has_aux=True)(trained, rows, real, width)
+    def gradient(rows, is_real, width):
+        grads, (sums, maxima) = jax.grad(loss, has_aux=True)(trained, rows, is_real, width)
         return (grads, sums), maxima
 
-    def add(total, rows, real, width):
-        sums, maxima = gradient(rows, real, width)
+    def add(total, rows, is_real, width):
+        sums, maxima = gradient(rows, is_real, width)
         return jax.tree.map(jnp.add, total[0], sums), jax.tree.map(jnp.maximum, total[1], maxima)
 
-    one = jnp.zeros(1, jnp.int32), jnp.ones(1, bool)
-    _, (sums, maxima) = jax.eval_shape(lambda: loss(trained, *one, settings.widths[-1]))
+    dummy = jnp.zeros(1, jnp.int32), jnp.ones(1, bool)
+    _, (sums, maxima) = jax.eval_shape(lambda: loss(trained, *dummy, settings.widths[-1]))
 
     def zeros():
         return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), ((trained, sums), maxima))
 
-    def every():
+    def accumulate():
         return micro_batches.fold(add, zeros(), rows_of(batch).length_B, settings)
 
     # Inside a branch the compiler does not interleave this with the gradients of another part.
-    (grads, sums), maxima = jax.lax.cond(jnp.any(batch.response_BT), every, zeros)
+    (grads, sums), maxima = jax.lax.cond(jnp.any(batch.response_BT), accumulate, zeros)
     return grads, sums | maxima
 
 
@@ -140,51 +140,49 @@ def update(
     """
     static, target = {"models": models, "settings": settings}, None
     if settings.algorithm == "distill":
-        target = Target(*complete_frozen(frozen), kl_coef * reward_std)
+        target = Target(*merge_frozen(frozen), kl_coef * reward_std)
     if settings.one_pass:
         arguments = state, frozen, rollout, kl_coef, target, demonstrations
-        state, rollout_metrics, metrics = update_in_one_pass(
-            *arguments, optimizer=optimizer, **static
-        )
+        state, rollout_metrics, metrics = update_once(*arguments, optimizer=optimizer, **static)
         metrics = jax.tree.map(lambda x: x[None], metrics)
     else:
         experience, rollout_metrics = make_experience(rollout, kl_coef, settings)
-        objective = functools.partial(reinforce, frozen=frozen, target=target, **static)
+        objective = functools.partial(rl_loss, frozen=frozen, target=target, **static)
 
-        def update_on(state: TrainState, minibatch):
-            rows, imitated = minibatch
+        def step(state: TrainState, minibatch):
+            rows, ptx_rows = minibatch
             batch = jax.tree.map(lambda x: x[rows], experience)
             metrics = {}
             for names in parts_of(models):
                 params = {name: state.params[name] for name in names}
-                grads, new = sum_gradients(params, batch, objective, settings)
-                grads, more = add_imitation(grads, params, frozen, imitated, **static)
+                grads, sums = sum_gradients(params, batch, objective, settings)
+                grads, ptx = add_imitation(grads, params, frozen, ptx_rows, **static)
                 state, norms = apply_part(state, grads, optimizer, settings)
-                metrics |= new | more | norms
+                metrics |= sums | ptx | norms
             return state, metrics
 
         rows = minibatch_rows(key, experience.tokens_BS.shape[0], settings)
-        state, metrics = jax.lax.scan(update_on, state, (rows, demonstrations))
-    first = {
+        state, metrics = jax.lax.scan(step, state, (rows, demonstrations))
+    initial = {
         "debug/initial_log_ratio": metrics.pop("log_ratio_max")[0],
         "debug/initial_kl": metrics["policy/approx_kl"][0],
     }
-    return state, rollout_metrics | jax.tree.map(jnp.mean, metrics) | first
+    return state, rollout_metrics | jax.tree.map(jnp.mean, metrics) | initial
 
 
 def add_imitation(
     grads: dict, params: dict, frozen: Frozen, demonstrations: Rows | None, **static
 ) -> tuple[dict, dict[str, jax.Array]]:
-    """Adds the gradients of :func:`imitate` to the policy's; returns them and its metrics."""
+    """Adds the gradients of :func:`imitation_loss`; returns the sum and the metrics."""
     if demonstrations is None or "policy" not in params:
         return grads, {}
-    objective = functools.partial(imitate, frozen=frozen, **static)
+    objective = functools.partial(imitation_loss, frozen=frozen, **static)
     policy = {"policy": params["policy"]}
-    more, metrics = sum_gradients(policy, demonstrations, objective, static["settings"])
-    return grads | {"policy": jax.tree.map(jnp.add, grads["policy"], more["policy"])}, metrics
+    ptx, metrics = sum_gradients(policy, demonstrations, objective, static["settings"])
+    return grads | {"policy": jax.tree.map(jnp.add, grads["policy"], ptx["policy"])}, metrics
 
 
-def update_in_one_pass(
+def update_once(
     state: TrainState,
     frozen: Frozen,
     rollout: Rollout,
@@ -203,32 +201,32 @@ def update_in_one_pass(
     metrics are those of the rollout and of the update.
     """
     static = {"models": models, "settings": settings}
-    first, *others = parts_of(models)
+    group, *groups = parts_of(models)
 
     def apply(trained):
-        whole = complete(fill(trained, params), frozen)
-        return predict(whole, rows_of(rollout), target, **static)
+        all_params = merge_base(fill(trained, params), frozen)
+        return predict(all_params, rows_of(rollout), target, **static)
 
-    params = {name: state.params[name] for name in first}
+    params = {name: state.params[name] for name in group}
     predictions, backward = jax.vjp(apply, without_frozen(params, settings.freeze))
     old = {"logprob_BT": predictions.logprob_BT}
-    if "critic" in first:
+    if "critic" in group:
         old["value_BT"] = predictions.value_BT
     experience, rollout_metrics = make_experience(rollout._replace(**old), kl_coef, settings)
-    loss = functools.partial(losses, parts=first, settings=settings)
+    loss = functools.partial(losses, parts=group, settings=settings)
     gradient = jax.grad(loss, has_aux=True)
     tokens = jnp.maximum(jnp.sum(experience.response_BT), 1)
     cotangents, (sums, maxima) = gradient(predictions, experience, tokens)
     (grads,) = backward(cotangents)
-    imitated = jax.tree.map(lambda x: x[0], demonstrations)
-    grads, more = add_imitation(grads, params, frozen, imitated, **static)
+    ptx_rows = jax.tree.map(lambda x: x[0], demonstrations)
+    grads, ptx = add_imitation(grads, params, frozen, ptx_rows, **static)
     state, norms = apply_part(state, grads, optimizer, settings)
-    metrics = sums | maxima | more | norms
+    metrics = sums | maxima | ptx | norms
     # Always true, but depends on the policy's gradients: its activations are freed by then.
     is_next = metrics["policy/grad_norm"] != -1.0
     experience = experience._replace(response_BT=experience.response_BT & is_next)
-    objective = functools.partial(reinforce, frozen=frozen, target=target, **static)
-    for names in others:
+    objective = functools.partial(rl_loss, frozen=frozen, target=target, **static)
+    for names in groups:
         params = {name: state.params[name] for name in names}
         grads, new = sum_gradients(params, experience, objective, settings)
         state, norms = apply_part(state, grads, optimizer, settings)

@@ -15,7 +15,7 @@ from fgrlhf_jax.data.bucketing import choose_buckets
 from fgrlhf_jax.ppo.algorithm import PPOSettings
 from fgrlhf_jax.runtime import sharding
 
-SHORT = 160  # columns up to which rows have a single width
+SHORT_ROW = 160  # columns up to which rows have a single width
 SHORT_PROMPT = 64  # likewise of prompts
 
 
@@ -26,7 +26,7 @@ def row_widths(prompts: Sequence[int], max_new_tokens: int) -> tuple[int, ...]:
     ``max_new_tokens`` are equally frequent.
     """
     longest = max(prompts) + max_new_tokens
-    if longest <= SHORT:
+    if longest <= SHORT_ROW:
         return (longest,)
     lengths = np.add.outer(prompts, max_new_tokens * np.arange(1, 5) // 4)
     return tuple(min(width, longest) for width in choose_buckets(lengths.ravel(), 4))
@@ -65,12 +65,12 @@ def fold(function: Callable, carry, length_B: jax.Array, settings: PPOSettings):
     sizes = [min(rows_of_width(width, settings), B) for width in widths]
     if len(widths) == 1:
         (n,) = sizes
-        every = jnp.ones(n, bool)
+        all_real = jnp.ones(n, bool)
 
-        def one(number, carry):
-            return function(carry, number * n + jnp.arange(n), every, widths[0])
+        def body(number, carry):
+            return function(carry, number * n + jnp.arange(n), all_real, widths[0])
 
-        return one(0, carry) if n == B else jax.lax.fori_loop(0, B // n, one, carry)
+        return body(0, carry) if n == B else jax.lax.fori_loop(0, B // n, body, carry)
     order_B = jnp.argsort(-length_B, stable=True)
     sorted_B = length_B[order_B]
     start = jnp.int32(0)
@@ -96,7 +96,7 @@ def scope(width: int) -> str:
     return f"width_{width}"
 
 
-def rounds(lengths: Sequence[int], settings: PPOSettings) -> dict[int, int]:
+def count_micro_batches(lengths: Sequence[int], settings: PPOSettings) -> dict[int, int]:
     """The number of micro-batches of each width that :func:`fold` makes for these lengths."""
     ordered, start, counts = np.sort(lengths)[::-1], 0, {}
     for width, narrower in zip(settings.widths[::-1], (*settings.widths[-2::-1], 0), strict=True):
@@ -110,8 +110,8 @@ def rounds(lengths: Sequence[int], settings: PPOSettings) -> dict[int, int]:
 def take(tree, rows: jax.Array, width: int):
     """Rows of arrays [B, ...], sharded over the mesh; of [B, S] at most ``width`` columns."""
 
-    def of(x):
+    def take_leaf(x):
         x = x[rows]
         return sharding.constrain(x[:, :width] if x.ndim == 2 else x)
 
-    return jax.tree.map(of, tree)
+    return jax.tree.map(take_leaf, tree)

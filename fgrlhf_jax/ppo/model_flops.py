@@ -21,24 +21,24 @@ def model_flops(
     """
     cfg, rows = models.policy.cfg, np.add(prompts, responses)
 
-    def of_policy(prompts, responses) -> float:
+    def policy_flops(prompts, responses) -> float:
         logits = logits_flops(cfg, np.sum(responses, dtype=float))
         return rows_flops(cfg, np.add(prompts, responses).ravel()) + logits
 
-    forward = of_policy(prompts, responses)
+    forward = policy_flops(prompts, responses)
     value = rows_flops(models.critic.cfg, rows) if models.critic else 0.0
-    beside = of_policy(*imitated) if imitated else 0.0
+    ptx = policy_flops(*imitated) if imitated else 0.0
     score = 0.0
     for model in models_of(models.reward_model) if scored else ():
         is_policy = isinstance(model, CausalLM)
         score += rows_flops(model.cfg, rows)
         score += logits_flops(model.cfg, np.sum(rows, dtype=float)) if is_policy else 0.0
-    epochs, taught = settings.ppo_epochs, 0.0
+    epochs, target = settings.ppo_epochs, 0.0
     if settings.algorithm == "distill":  # the update also runs reference and reward model
-        taught = epochs * (forward + score + logits_flops(cfg, np.sum(responses, dtype=float)))
-    predicted = value if settings.one_pass else forward + value
+        target = epochs * (forward + score + logits_flops(cfg, np.sum(responses, dtype=float)))
+    recomputed = value if settings.one_pass else forward + value
     return {
         "generate": decoding_flops(cfg, prompts, responses),
-        "score_rollout": forward + predicted + score,
-        "update": (2 if models.lora else 3) * (epochs * (forward + value) + beside) + taught,
+        "score_rollout": forward + recomputed + score,
+        "update": (2 if models.lora else 3) * (epochs * (forward + value) + ptx) + target,
     }

@@ -38,7 +38,7 @@ class Frozen(NamedTuple):
     reward_model: dict  # likewise; {} if a function gives the rewards
 
 
-def complete(params: dict, frozen: Frozen) -> dict:
+def merge_base(params: dict, frozen: Frozen) -> dict:
     """All parameters of policy and critic, given their trained ones."""
     bases = {"policy": frozen.base, "critic": {}}
     if frozen.base:  # the critic has the reward model's own backbone, if any, else the base
@@ -47,7 +47,7 @@ def complete(params: dict, frozen: Frozen) -> dict:
     return {name: bases[name] | part for name, part in params.items()}
 
 
-def complete_frozen(frozen: Frozen) -> tuple[dict, dict]:
+def merge_frozen(frozen: Frozen) -> tuple[dict, dict]:
     """All parameters of the reference, and of the reward model ({} if there is none)."""
     backbone = {"backbone": frozen.base["backbone"]} if frozen.base else {}
     reward_model = backbone | frozen.reward_model if frozen.reward_model else {}
@@ -72,21 +72,21 @@ def read_architectures(config: ConfigDict) -> Architectures:
                 f"--config=configs/ppo.py:MODEL,{meta.level} or another reward model"
             )
     if config.algorithm == "distill":
-        check_prices(config, cfg.vocab_size, reward_model)
+        check_rewards(config, cfg.vocab_size, reward_model)
     return make_architectures(config, cfg, reward_model, meta)
 
 
-def check_prices(config: ConfigDict, vocab_size: int, reward_model: RewardModule | None) -> None:
+def check_rewards(config: ConfigDict, vocab_size: int, reward_model: RewardModule | None) -> None:
     """Raises InputError if distillation has no reward model that scores every next token."""
-    one = isinstance(reward_model, heads.TokenValueModel) and not config.reward_function
-    if not one or reward_model.kind == "after" or config.level != "token":
+    is_single = isinstance(reward_model, heads.TokenValueModel) and not config.reward_function
+    if not is_single or reward_model.kind == "after" or config.level != "token":
         raise InputError(
             f"algorithm=distill: {config.reward_function or config.reward_model} does not price "
             "every next token; give one reward model of tokens, with --config.model.head=action"
         )
-    if (prices := reward_model.cfg.vocab_size) != vocab_size:
+    if (size := reward_model.cfg.vocab_size) != vocab_size:
         raise InputError(
-            f"algorithm=distill: reward_model={config.reward_model} prices {prices} tokens, and "
+            f"algorithm=distill: reward_model={config.reward_model} prices {size} tokens, and "
             f"policy={config.policy} has {vocab_size}; train it from this policy's checkpoint"
         )
     if not config.kl.coef:
@@ -116,8 +116,8 @@ def make_architectures(
             critic_cfg = dataclasses.replace(reward_model.cfg, lora_scale=reward_lora.scale)
             reward_model = reward_model.clone(cfg=critic_cfg)
         else:  # without a reward model in memory the critic uses the policy's base
-            held = reward_model and not config.reward_function
-            critic_cfg = reward_model.cfg if held else cfg
+            is_loaded = reward_model and not config.reward_function
+            critic_cfg = reward_model.cfg if is_loaded else cfg
             critic_cfg = dataclasses.replace(critic_cfg, lora_scale=adapters.scale)
     has_values, critic = config.algorithm == "ppo", None
     if has_values and config.critic == "separate":
@@ -139,8 +139,8 @@ def shared_lora(config: ConfigDict, adapters: Lora) -> Lora | None:
         return None
     if not config.reward_model:
         return adapters
-    several = len(folders_of(config.reward_model)) > 1
-    reward_lora = None if several else peft.read_lora(config.reward_model)
+    is_ensemble = len(folders_of(config.reward_model)) > 1
+    reward_lora = None if is_ensemble else peft.read_lora(config.reward_model)
     if reward_lora is None:
         return None
     policy = config.policy or config.reward_model
@@ -151,10 +151,10 @@ def shared_lora(config: ConfigDict, adapters: Lora) -> Lora | None:
             f"{peft.base_name(policy)}; train it on the same base, or hold both in memory with "
             "--config.lora.share_base=False"
         )
-    rounded = peft.recorded_base(config.reward_model).get("dtype", adapters.base_dtype)
-    if rounded != adapters.base_dtype:
+    dtype = peft.recorded_base(config.reward_model).get("dtype", adapters.base_dtype)
+    if dtype != adapters.base_dtype:
         print(
-            f"reward_model={config.reward_model}: was trained on a base in {rounded}; here it is "
+            f"reward_model={config.reward_model}: was trained on a base in {dtype}; here it is "
             f"in lora.base_dtype={adapters.base_dtype}, so that its rewards differ by the rounding"
         )
     return reward_lora
@@ -183,9 +183,9 @@ def read_tokenizer(config: ConfigDict, models: Architectures):
     tokenizer = hf_load.load_tokenizer(config.policy)
     check_vocabulary(tokenizer, models.policy.cfg.vocab_size, config.data.template or "chat")
     if config.reward_model and (models.critic or not config.reward_function):
-        other = hf_load.load_tokenizer(folders_of(config.reward_model)[0])
+        reward_tokenizer = hf_load.load_tokenizer(folders_of(config.reward_model)[0])
         names = f"policy={config.policy}", f"reward_model={config.reward_model}"
-        check_same(tokenizer, other, *names)
+        check_same(tokenizer, reward_tokenizer, *names)
     needs_chat = (
         models.meta and not config.reward_function and models.meta.data["template"] == "chat"
     )
@@ -234,8 +234,8 @@ def abstract_frozen(config: ConfigDict, models: Architectures, mesh: Mesh) -> Fr
         adapter, base = lora.split(heads.abstract_params(models.policy, mesh), models.lora, mesh)
         reference = adapter if models.adapted else {}
     if models.reward_lora:
-        whole = heads.abstract_params(models.reward_model, mesh)
-        reward_model = lora.trained(whole, models.reward_lora, mesh) | {"head": whole["head"]}
+        full = heads.abstract_params(models.reward_model, mesh)
+        reward_model = lora.trained(full, models.reward_lora, mesh) | {"head": full["head"]}
     elif models.reward_model is not None:
         reward_model = abstract(models.reward_model)
     return Frozen(base, reference, {} if config.reward_function else reward_model)
@@ -263,13 +263,13 @@ def _initial_critic(
 ) -> dict:
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype, device=x.sharding), abstract["head"])
     critic = {"head": zeros}
-    others = {name: tree for name, tree in abstract.items() if name != "head"}
-    if not others:
+    rest = {name: tree for name, tree in abstract.items() if name != "head"}
+    if not rest:
         return critic
     if models.lora and not models.reward_lora:
-        return critic | {"lora": lora.init_adapter(jax.random.fold_in(key, 1), others["lora"])}
+        return critic | {"lora": lora.init_adapter(jax.random.fold_in(key, 1), rest["lora"])}
     path = folders_of(config.reward_model)[0] if models.reward_model else config.policy
-    return critic | hf_load.load_params(path, others)
+    return critic | hf_load.load_params(path, rest)
 
 
 def load_frozen(config: ConfigDict, models: Architectures, mesh: Mesh) -> tuple[Frozen, str]:
@@ -282,8 +282,8 @@ def load_frozen(config: ConfigDict, models: Architectures, mesh: Mesh) -> tuple[
     with jax.set_mesh(mesh):
         if base:
             base, digest = hf_load.load_base(config.policy, base)
-        recorded = peft.recorded_digest(config.reward_model) if models.reward_lora else ""
-        if recorded and not peft.is_same_base(recorded, digest):
+        expected = peft.recorded_digest(config.reward_model) if models.reward_lora else ""
+        if expected and not peft.is_same_base(expected, digest):
             raise InputError(
                 f"reward_model={config.reward_model}: is an adapter of another base: the weights "
                 f"in {peft.base_name(config.policy)} are not those that it was trained on; put "

@@ -20,8 +20,8 @@ from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import decoding, sampling
 from fgrlhf_jax.models.sampling import Sampled
 from fgrlhf_jax.ppo import learning, scoring
-from fgrlhf_jax.ppo.algorithm import COMPARING, PPOSettings, Rollout, Rows, samples_per_prompt
-from fgrlhf_jax.ppo.models import Architectures, abstract_frozen, abstract_params, complete
+from fgrlhf_jax.ppo.algorithm import GROUPED, PPOSettings, Rollout, Rows, samples_per_prompt
+from fgrlhf_jax.ppo.models import Architectures, abstract_frozen, abstract_params, merge_base
 from fgrlhf_jax.reward_model.model import Normalization
 from fgrlhf_jax.runtime import optim, sharding
 from fgrlhf_jax.runtime.optim import abstract_state
@@ -55,9 +55,9 @@ def make_optimizer(config: ConfigDict) -> tuple[optax.GradientTransformation, di
       The optax transformation, and float[steps] by part: the rates of each step's first update.
     """
     options = config.optimizer.to_dict()
-    per_step = config.ppo_epochs * (config.rollout_batch_size // config.minibatch_size)
-    updates = config.steps * per_step
-    warmup = min(options.pop("warmup_steps") * per_step, updates - 1)
+    step_updates = config.ppo_epochs * (config.rollout_batch_size // config.minibatch_size)
+    updates = config.steps * step_updates
+    warmup = min(options.pop("warmup_steps") * step_updates, updates - 1)
     name, peak = options.pop("schedule"), options.pop("learning_rate")
     critic_peak = options.pop("critic_learning_rate") or peak
     freeze = options.pop("freeze")
@@ -71,7 +71,7 @@ def make_optimizer(config: ConfigDict) -> tuple[optax.GradientTransformation, di
         # own optimizer, where it would only distort clip_norm and eps.
         scale = optax.scale(1 / (config.value_coef or 1))
         parts["critic"] = optax.chain(scale, parts["critic"])
-    first_updates = jnp.arange(config.steps) * per_step
+    first_updates = jnp.arange(config.steps) * step_updates
     table = {part: np.asarray(jax.vmap(rate)(first_updates)) for part, rate in rates.items()}
     return by_part(parts), table
 
@@ -83,12 +83,12 @@ def by_part(parts: dict[str, optax.GradientTransformation]) -> optax.GradientTra
         return {name: parts[name].init({name: part}) for name, part in params.items()}
 
     def update(grads: dict, states: dict, params: dict) -> tuple[dict, dict]:
-        updates, updated = {}, {}
+        updates, new_states = {}, {}
         for name in grads:
-            arguments = {name: grads[name]}, states[name], {name: params[name]}
-            changes, updated[name] = parts[name].update(*arguments)
-            updates |= changes
-        return updates, updated
+            args = {name: grads[name]}, states[name], {name: params[name]}
+            part_updates, new_states[name] = parts[name].update(*args)
+            updates |= part_updates
+        return updates, new_states
 
     return optax.GradientTransformation(init, update)
 
@@ -99,7 +99,7 @@ def check_sizes(config: ConfigDict, mesh: Mesh) -> None:
     Also for too few samples per prompt for the algorithm, and for a critic that it does not have.
     """
     samples = samples_per_prompt(config)
-    if config.algorithm in COMPARING and samples < 2:
+    if config.algorithm in GROUPED and samples < 2:
         raise InputError(
             f"samples_per_prompt={samples}: algorithm={config.algorithm} compares the samples of a "
             "prompt; give at least 2"
@@ -113,11 +113,11 @@ def check_sizes(config: ConfigDict, mesh: Mesh) -> None:
             f"rollout_batch_size={config.rollout_batch_size} is not a multiple of "
             f"samples_per_prompt={samples}"
         )
-    micro = config.micro_batch_size or config.minibatch_size
-    sharding.check_batch(mesh, micro)
+    micro_batch = config.micro_batch_size or config.minibatch_size
+    sharding.check_batch(mesh, micro_batch)
     names = ("rollout_batch_size", "minibatch_size", "micro_batch_size")
     for name, divisor in itertools.pairwise(names):
-        size = config[divisor] or micro
+        size = config[divisor] or micro_batch
         if config[name] % size:
             raise InputError(f"{name}={config[name]} is not a multiple of {divisor}={size}")
     decoding = generation_mesh(config, mesh)
@@ -153,17 +153,17 @@ def make(
     settings = PPOSettings.from_config(config, widths)
     params, frozen = abstract_params(models, mesh), abstract_frozen(config, models, mesh)
     state = abstract_state(params, optimizer, mesh)
-    by_rows, replicated = sharding.batch_sharding(mesh), NamedSharding(mesh, PartitionSpec())
-    *prompt, sampled, rollout = _abstract_rows(settings, prompt_widths[-1], by_rows)
+    row_sharding, replicated = sharding.batch_sharding(mesh), NamedSharding(mesh, PartitionSpec())
+    *prompt, sampled, rollout = _abstract_rows(settings, prompt_widths[-1], row_sharding)
     scalar, flag = (
         jax.ShapeDtypeStruct((), dtype, sharding=replicated) for dtype in (jnp.float32, bool)
     )
     generation = generation_mesh(config, mesh)
-    decoded_rows = sharding.batch_sharding(generation)
+    decode_sharding = sharding.batch_sharding(generation)
     keys = jax.eval_shape(lambda: sampling.row_keys(jax.random.key(0), len(sampled.tokens_BT)))
-    inputs = jax.tree.map(lambda x: x.update(sharding=decoded_rows), (*prompt, keys))
-    whole = complete(params, frozen)["policy"]
-    weights = decoding.abstract_weights(whole, models.policy, generation)
+    inputs = jax.tree.map(lambda x: x.update(sharding=decode_sharding), (*prompt, keys))
+    policy = merge_base(params, frozen)["policy"]
+    weights = decoding.abstract_weights(policy, models.policy, generation)
     static = {"models": models, "settings": settings}
     generate = functools.partial(
         sampling.generate,
@@ -176,15 +176,15 @@ def make(
     )
     score = functools.partial(scoring.score_rollout, **static)
     update = functools.partial(learning.update, optimizer=optimizer, **static)
-    key, std = jax.eval_shape(lambda: jax.random.key(0)), None
+    key, reward_std = jax.eval_shape(lambda: jax.random.key(0)), None
     if settings.algorithm == "distill":
-        std = scalar
-    learned = state, frozen, rollout, scalar, key, _demonstrations(settings, mesh), std
+        reward_std = scalar
+    learned = state, frozen, rollout, scalar, key, _demonstrations(settings, mesh), reward_std
     scored = params, frozen, Normalization(scalar, scalar), flag, *prompt, sampled
     layout = jax.tree.map(lambda x: x.sharding, state)
     return {
-        "generate": Program(generate, (weights, *inputs), generation, out_shardings=by_rows),
-        "score_rollout": Program(score, scored, mesh, out_shardings=by_rows),
+        "generate": Program(generate, (weights, *inputs), generation, out_shardings=row_sharding),
+        "score_rollout": Program(score, scored, mesh, out_shardings=row_sharding),
         "update": Program(update, learned, mesh, donated=(0,), out_shardings=(layout, replicated)),
     }
 
@@ -193,28 +193,28 @@ def _demonstrations(settings: PPOSettings, mesh: Mesh) -> Rows | None:
     """Shapes of a step's demonstrations, see ``imitation.draw``."""
     if not settings.ptx_weight:
         return None
-    size, by_rows = settings.minibatch_size, sharding.batch_sharding(mesh, axis=1)
+    size, row_sharding = settings.minibatch_size, sharding.batch_sharding(mesh, axis=1)
     updates = settings.ppo_epochs * (settings.rollout_batch_size // size)
-    kinds = (jnp.int32, settings.widths[-1]), (jnp.int32,), (bool, settings.max_new_tokens)
+    specs = (jnp.int32, settings.widths[-1]), (jnp.int32,), (bool, settings.max_new_tokens)
     arrays = (
-        jax.ShapeDtypeStruct((updates, size, *shape), dtype, sharding=by_rows)
-        for dtype, *shape in kinds
+        jax.ShapeDtypeStruct((updates, size, *shape), dtype, sharding=row_sharding)
+        for dtype, *shape in specs
     )
     return Rows(*arrays)
 
 
-def _abstract_rows(settings: PPOSettings, P: int, by_rows: NamedSharding) -> tuple:
+def _abstract_rows(settings: PPOSettings, P: int, row_sharding: NamedSharding) -> tuple:
     """Shapes of prompts, their mask, Sampled and Rollout."""
     B, T = settings.rollout_batch_size, settings.max_new_tokens
 
     def array(dtype, *shape):
-        return jax.ShapeDtypeStruct((B, *shape), dtype, sharding=by_rows)
+        return jax.ShapeDtypeStruct((B, *shape), dtype, sharding=row_sharding)
 
-    number, flag, per_token = array(jnp.int32), array(bool), array(jnp.float32, T)
-    rows = array(jnp.int32, P + T), number, array(bool, T)
+    int_B, bool_B, float_BT = array(jnp.int32), array(bool), array(jnp.float32, T)
+    rows = array(jnp.int32, P + T), int_B, array(bool, T)
     return (
         array(jnp.int32, P),
         array(bool, P),
-        Sampled(array(jnp.int32, T), number, flag, per_token),
-        Rollout(*rows, flag, *[per_token] * 6),
+        Sampled(array(jnp.int32, T), int_B, bool_B, float_BT),
+        Rollout(*rows, bool_B, *[float_BT] * 6),
     )

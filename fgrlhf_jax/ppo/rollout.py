@@ -14,7 +14,7 @@ from fgrlhf_jax.data.templates import pad_prompts
 from fgrlhf_jax.data.tokenizers import decode, token_texts
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import sampling
-from fgrlhf_jax.ppo.algorithm import COMPARING, Rollout
+from fgrlhf_jax.ppo.algorithm import GROUPED, Rollout
 from fgrlhf_jax.ppo.models import Architectures, Frozen
 from fgrlhf_jax.reward_model.model import Normalization, fit_normalization
 from fgrlhf_jax.runtime import multihost, sharding, user_function
@@ -89,14 +89,14 @@ def roll_out(
       prompts: ``rollout_batch_size`` of them; for training, each repeated once per sample.
       learning: whether an update follows, see ``scoring.score_rollout``.
     """
-    clock = time.perf_counter()
+    start = time.perf_counter()
     config, mesh, programs = context.config, context.mesh, context.programs
     arrays = pad_prompts(prompts.ids, context.prompt_width)
     prompt_BP, mask_BP = sharding.put_batch(arrays, mesh)
     decoding = context.generation_mesh
     with jax.set_mesh(decoding):
-        by_rows = sharding.batch_sharding(decoding)
-        make_keys = jax.jit(sampling.row_keys, static_argnums=1, out_shardings=by_rows)
+        row_sharding = sharding.batch_sharding(decoding)
+        make_keys = jax.jit(sampling.row_keys, static_argnums=1, out_shardings=row_sharding)
         inputs = *sharding.put_batch(arrays, decoding), make_keys(key, len(prompts.ids))
         weights = context.place_weights(context.frozen.base | params["policy"])
         sampled = programs["generate"](weights, *inputs)
@@ -116,14 +116,14 @@ def roll_out(
         )
         ids = [row[:length].tolist() for row, length in zip(tokens_BT, length_B, strict=True)]
         texts = [
-            decode(context.tokenizer, row[: len(row) - bool(end)])
-            for row, end in zip(ids, finished_B, strict=True)
+            decode(context.tokenizer, row[: len(row) - bool(is_finished)])
+            for row, is_finished in zip(ids, finished_B, strict=True)
         ]
         if config.reward_function:
             values = call_function(
                 config.reward_function, context, prompts.texts, texts, ids, finished_B, length_B
             )
-            compares_tokens = config.level == "token" and config.algorithm in COMPARING
+            compares_tokens = config.level == "token" and config.algorithm in GROUPED
             if compares_tokens and float in map(type, values):
                 raise InputError(
                     f"{config.reward_function}: returned one number a response, and level=token "
@@ -131,15 +131,15 @@ def roll_out(
                     "configs/ppo.py:MODEL,sequence"
                 )
             reward_BT = user_function.scatter_rewards(values, length_B, tokens_BT.shape[1])
-            on_mesh = sharding.put_batch(reward_BT, mesh)
-            rollout = rollout._replace(raw_reward_BT=on_mesh, reward_BT=on_mesh)
-        raw_BT = sharding.to_host(rollout.raw_reward_BT)
-    seconds = {"rollout": sampled_at - clock, "scoring": time.perf_counter() - sampled_at}
-    return Responses(prompts, rollout, ids, texts, finished_B, np.asarray(raw_BT), seconds)
+            reward_on_mesh = sharding.put_batch(reward_BT, mesh)
+            rollout = rollout._replace(raw_reward_BT=reward_on_mesh, reward_BT=reward_on_mesh)
+        raw_reward_BT = sharding.to_host(rollout.raw_reward_BT)
+    seconds = {"rollout": sampled_at - start, "scoring": time.perf_counter() - sampled_at}
+    return Responses(prompts, rollout, ids, texts, finished_B, np.asarray(raw_reward_BT), seconds)
 
 
 def call_function(
-    path: str,
+    name: str,
     context: PPOContext,
     prompts: Sequence[str],
     responses: Sequence[str],
@@ -150,12 +150,12 @@ def call_function(
     """The numbers of a user's ``module:function`` for responses; only process 0 calls it."""
 
     def call() -> list:
-        function, tokens = user_function.load(path), None
+        function, tokens = user_function.load(name), None
         if user_function.accepts(function, "tokens"):
             tokens = [token_texts(context.tokenizer, row) for row in ids]
         return user_function.score_responses(
             function,
-            path,
+            name,
             prompts,
             responses,
             tokens=tokens,
@@ -185,24 +185,24 @@ def roll_out_validation(
 def normalize_on_validation(context: PPOContext, params: dict, prompts: Prompts) -> Normalization:
     """The normalization that scales rewards to about one unit per response of this policy."""
     config, meta = context.config, context.models.meta
-    neutral = Normalization(0.0, 1.0)
+    identity = Normalization(0.0, 1.0)
     if config.reward_normalization == "none" or not context.frozen.reward_model:
-        return neutral
+        return identity
     if config.reward_normalization == "reward_model":
         return meta.normalization
     rewards = []
-    for responses, count in roll_out_validation(context, params, neutral, prompts, NORMALIZE):
+    for responses, count in roll_out_validation(context, params, identity, prompts, NORMALIZE):
         # The first batch counts in full: if prompts are too few, some are sampled several times.
-        kept = slice(count if rewards else None)
-        rows = zip(responses.raw_reward_BT[kept], responses.ids[kept], strict=True)
+        real = slice(count if rewards else None)
+        rows = zip(responses.raw_reward_BT[real], responses.ids[real], strict=True)
         rewards += [raw_T[: len(row)] for raw_T, row in rows]
     return fit_normalization(rewards, level=meta.level)
 
 
-def with_missing_eos(reward_B, finished_B, rule: str, penalty: float) -> np.ndarray:
+def apply_missing_eos(reward_B, finished_B, rule: str, penalty: float) -> np.ndarray:
     """The total rewards of responses after ``policy_losses.missing_eos``, on the host."""
-    kept_B = finished_B | (rule != "replace")
-    return reward_B * kept_B + np.where(finished_B | (rule == "none"), 0.0, penalty)
+    is_kept_B = finished_B | (rule != "replace")
+    return reward_B * is_kept_B + np.where(finished_B | (rule == "none"), 0.0, penalty)
 
 
 def evaluate(
@@ -215,19 +215,19 @@ def evaluate(
     samples = []
     for responses, count in roll_out_validation(context, params, normalization, prompts, EVALUATE):
         rollout = responses.rollout
-        reward_BT, logprob_BT, ref_BT, response_BT = sharding.to_host(
+        reward_BT, logprob_BT, ref_logprob_BT, response_BT = sharding.to_host(
             (rollout.reward_BT, rollout.logprob_BT, rollout.ref_logprob_BT, rollout.response_BT)
         )
         ids, texts, finished_B = (
             column[:count] for column in (responses.ids, responses.texts, responses.finished_B)
         )
-        kl_B = np.where(response_BT, logprob_BT - ref_BT, 0.0).sum(axis=1)
+        kl_B = np.where(response_BT, logprob_BT - ref_logprob_BT, 0.0).sum(axis=1)
         reward_B = reward_BT.sum(axis=1)[:count]
         values["reward"] += reward_B.tolist()
         if config.missing_eos != "none":
             rule = config.missing_eos, config.missing_eos_penalty
-            paid_B = with_missing_eos(reward_B, finished_B, *rule)
-            values["reward_with_missing_eos"] += paid_B.tolist()
+            total_B = apply_missing_eos(reward_B, finished_B, *rule)
+            values["reward_with_missing_eos"] += total_B.tolist()
         values["kl"] += kl_B[:count].tolist()
         values["length"] += [len(row) for row in ids]
         values["unfinished"] += (~finished_B).astype(float).tolist()

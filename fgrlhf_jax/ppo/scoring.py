@@ -12,7 +12,7 @@ from fgrlhf_jax.models import heads, lora
 from fgrlhf_jax.models.sampling import Sampled
 from fgrlhf_jax.ppo import micro_batches
 from fgrlhf_jax.ppo.algorithm import PPOSettings, Predictions, Rollout, Rows
-from fgrlhf_jax.ppo.models import Architectures, Frozen, complete, complete_frozen, parts_of
+from fgrlhf_jax.ppo.models import Architectures, Frozen, merge_base, merge_frozen, parts_of
 from fgrlhf_jax.reward_model.model import Normalization, normalize_rewards, score_tokens
 
 
@@ -38,15 +38,15 @@ def target_logits(
     ``inputs`` are tokens, positions and mask of rows, ``before_BT1`` the columns of these states.
     """
 
-    def at_responses(model, params, read: str) -> jax.Array:
+    def outputs(model, params, method: str) -> jax.Array:
         variables = lora.variables(params)
         hidden_BSD = model.apply(variables, *inputs, method="states")
         hidden_BTD = jnp.take_along_axis(hidden_BSD, before_BT1, axis=1)
-        return model.apply(variables, hidden_BTD, method=read)
+        return model.apply(variables, hidden_BTD, method=method)
 
-    reference_BTV = at_responses(models.policy, target.reference, "unembed")
-    price_BTV = at_responses(models.reward_model, target.reward_model, "prices")
-    return reference_BTV / temperature + price_BTV / target.beta
+    reference_BTV = outputs(models.policy, target.reference, "unembed")
+    reward_BTV = outputs(models.reward_model, target.reward_model, "prices")
+    return reference_BTV / temperature + reward_BTV / target.beta
 
 
 def predict(
@@ -74,18 +74,18 @@ def predict(
     if "policy" in params:
         variables = lora.variables(params["policy"])
         hidden_BSD = models.policy.apply(variables, *inputs, method="states")
-        before_BTD = jnp.take_along_axis(hidden_BSD, before_BT[..., None], axis=1)
-        logits_BTV = models.policy.apply(variables, before_BTD, method="unembed")
+        hidden_BTD = jnp.take_along_axis(hidden_BSD, before_BT[..., None], axis=1)
+        logits_BTV = models.policy.apply(variables, hidden_BTD, method="unembed")
         logits_BTV = logits_BTV / settings.temperature
-        chosen_BT = jnp.take_along_axis(rows.tokens_BS, rows.columns_BT, axis=1)
-        logprob_BT, entropy_BT = jax.vmap(policy_losses.logprob_and_entropy)(logits_BTV, chosen_BT)
+        token_BT = jnp.take_along_axis(rows.tokens_BS, rows.columns_BT, axis=1)
+        logprob_BT, entropy_BT = jax.vmap(policy_losses.logprob_and_entropy)(logits_BTV, token_BT)
         if target is not None:
             options = {"models": models, "temperature": settings.temperature}
-            goal_BTV = target_logits(target, inputs, before_BT[..., None], **options)
-            target_kl_BT = jax.vmap(policy_losses.kl_to_target)(logits_BTV, goal_BTV)
+            target_BTV = target_logits(target, inputs, before_BT[..., None], **options)
+            target_kl_BT = jax.vmap(policy_losses.kl_to_target)(logits_BTV, target_BTV)
     if "critic" in params and models.critic is None:
         head = heads.ScalarHead(models.policy.cfg, "after", True)
-        value_BT = head.apply({"params": params["critic"]["head"]}, before_BTD, None, None)
+        value_BT = head.apply({"params": params["critic"]["head"]}, hidden_BTD, None, None)
     elif "critic" in params:
         value_BS = models.critic.apply(lora.variables(params["critic"]), *inputs)
         value_BT = jnp.take_along_axis(value_BS, before_BT, axis=1)
@@ -119,18 +119,18 @@ def score_rollout(
     start_B = jnp.sum(prompt_mask_BP, axis=1, dtype=jnp.int32)
     padded_BS = jnp.concatenate([prompt_BP, sampled.tokens_BT], axis=1)
     tokens_BS = jax.vmap(jnp.roll)(padded_BS, start_B - prompt_BP.shape[1])  # from column 0 on
-    every = Rows(tokens_BS, start_B, jnp.arange(T)[None] < sampled.length_B[:, None])
-    params, (reference, reward_model) = complete(params, frozen), complete_frozen(frozen)
-    apply = functools.partial(predict, models=models, settings=settings)
+    all_rows = Rows(tokens_BS, start_B, jnp.arange(T)[None] < sampled.length_B[:, None])
+    params, (reference, reward_model) = merge_base(params, frozen), merge_frozen(frozen)
+    predict_rows = functools.partial(predict, models=models, settings=settings)
     level = models.meta.level if reward_model else ""
 
-    def score(scored, numbers, real, width):
-        rows = micro_batches.take(every, numbers, width)
-        predictions = _needed_predictions(params, rows, learning, apply, models, settings)
+    def score(outputs, numbers, is_real, width):
+        rows = micro_batches.take(all_rows, numbers, width)
+        predictions = _needed_predictions(params, rows, learning, predict_rows, models, settings)
         results = {
             "logprob_BT": predictions.logprob_BT,
             "value_BT": predictions.value_BT,
-            "ref_logprob_BT": apply({"policy": reference}, rows).logprob_BT,
+            "ref_logprob_BT": predict_rows({"policy": reference}, rows).logprob_BT,
         }
         if reward_model:
             reward_BS = score_tokens(
@@ -139,9 +139,9 @@ def score_rollout(
                 level=level,
             )
             results["raw_reward_BT"] = jnp.take_along_axis(reward_BS, rows.columns_BT, axis=1)
-        numbers, columns = jnp.where(real, numbers, B), rows.response_BT.shape[1]
-        return scored | {
-            name: scored[name]
+        numbers, columns = jnp.where(is_real, numbers, B), rows.response_BT.shape[1]
+        return outputs | {
+            name: outputs[name]
             .at[numbers, :columns]
             .set(jnp.where(rows.response_BT, result, 0.0), mode="drop")
             for name, result in results.items()
@@ -149,16 +149,16 @@ def score_rollout(
 
     names = ("logprob_BT", "value_BT", "ref_logprob_BT", "raw_reward_BT")
     zeros = {name: jnp.zeros((B, T), jnp.float32) for name in names}
-    scored = micro_batches.fold(score, zeros, every.length_B, settings)
-    reward_BT = scored["raw_reward_BT"]
+    outputs = micro_batches.fold(score, zeros, all_rows.length_B, settings)
+    reward_BT = outputs["raw_reward_BT"]
     if reward_model:
-        reward_BT = normalize_rewards(reward_BT, every.response_BT, normalization, level=level)
+        reward_BT = normalize_rewards(reward_BT, all_rows.response_BT, normalization, level=level)
     return Rollout(
-        **every._asdict(),
+        **all_rows._asdict(),
         finished_B=sampled.finished_B,
-        drawn_BT=sampled.logprob_BT,
+        sampler_logprob_BT=sampled.logprob_BT,
         reward_BT=reward_BT,
-        **scored,
+        **outputs,
     )
 
 
@@ -166,18 +166,18 @@ def _needed_predictions(
     params: dict,
     rows: Rows,
     learning: jax.Array,
-    apply: Callable[[dict, Rows], Predictions],
+    predict_rows: Callable[[dict, Rows], Predictions],
     models: Architectures,
     settings: PPOSettings,
 ) -> Predictions:
     """Predictions of policy and critic, without those not needed, see :func:`score_rollout`."""
-    nothing = functools.partial(apply, {}, rows)
+    skip = functools.partial(predict_rows, {}, rows)
     first, *others = (
-        functools.partial(apply, {name: params[name] for name in part}, rows)
+        functools.partial(predict_rows, {name: params[name] for name in part}, rows)
         for part in parts_of(models)
     )
-    predictions = jax.lax.cond(learning, nothing, first) if settings.one_pass else first()
+    predictions = jax.lax.cond(learning, skip, first) if settings.one_pass else first()
     for critic in others:
-        values = jax.lax.cond(learning, critic, nothing)
+        values = jax.lax.cond(learning, critic, skip)
         predictions = predictions._replace(value_BT=values.value_BT)
     return predictions

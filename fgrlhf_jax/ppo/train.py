@@ -61,9 +61,9 @@ def run(config: ConfigDict, train: list, validation: list, edits: Sequence = ())
     policy = params["policy"]
     if models.lora:  # checks that the base is unchanged, even if only the export is missing
         policy = trainer.frozen.base | policy
-    shown = [row for row in validation if isinstance(row, Edit)]
-    corrections = trainer.correct(policy, shown, template)
-    figures = read_figures(trainer.folder, step) | correction.card_figures(corrections)
+    edited = [row for row in validation if isinstance(row, Edit)]
+    corrections = trainer.measure_corrections(policy, edited, template)
+    figures = last_evaluation(trainer.folder, step) | correction.card_figures(corrections)
     note = export(trainer, policy, step, template, format_figures(figures))
     result = {"corrections": corrections} if corrections else None
     run_dir.finish(trainer.folder, step, note, result)
@@ -78,24 +78,24 @@ def resolve_template(config: ConfigDict, models: ppo_models.Architectures, token
     policy's comes before the reward model's. Raises InputError if the reward model needs another
     one.
     """
-    rewarded = models.meta.data["template"] if models.meta else ""
-    named, learned = config.data.template, hf_load.learned_template(config.policy)
+    rm_template = models.meta.data["template"] if models.meta else ""
+    given, sft_template = config.data.template, hf_load.learned_template(config.policy)
     if config.reward_function:
-        rewarded = learned or rewarded
-    elif rewarded and learned and rewarded != learned and not named:
+        rm_template = sft_template or rm_template
+    elif rm_template and sft_template and rm_template != sft_template and not given:
         raise InputError(
-            f"the policy was fine-tuned with the template {learned}, the reward model with "
-            f"{rewarded}; train both with the same, or give data.template={rewarded} if this is "
-            "meant"
+            f"the policy was fine-tuned with the template {sft_template}, the reward model with "
+            f"{rm_template}; train both with the same, or give data.template={rm_template} if "
+            "this is meant"
         )
-    elif named and rewarded and named != rewarded:
+    elif given and rm_template and given != rm_template:
         raise InputError(
-            f"data.template={named}: the reward model was trained with {rewarded}; it scores the "
-            "sampled tokens with their prompt as it is, so both need the same"
+            f"data.template={given}: the reward model was trained with {rm_template}; it scores "
+            "the sampled tokens with their prompt as it is, so both need the same"
         )
-    template = hf_load.resolve_template(config.policy, tokenizer, named or rewarded)
-    if learned not in ("", template):
-        print(f"data.template={template}, though the policy was fine-tuned with {learned}")
+    template = hf_load.resolve_template(config.policy, tokenizer, given or rm_template)
+    if sft_template not in ("", template):
+        print(f"data.template={template}, though the policy was fine-tuned with {sft_template}")
     ends = hf_load.end_ids(config.policy, tokenizer, print)
     if note := check_end_of_turn(tokenizer, template, ends):
         print(f"policy={config.policy}: {note}")
@@ -145,7 +145,7 @@ def check_prompts(config: ConfigDict, prompts: dict[str, Prompts]) -> None:
 def export(trainer: PPOTrainer, policy: dict, step: int, template: str, figures: str) -> str:
     """Writes the policy of a step as a Hugging Face folder; returns ``hf_save.save``'s note."""
     config = trainer.config
-    rewards = config.reward_function or config.reward_model
+    reward_source = config.reward_function or config.reward_model
     data = {"template": template, "max_new_tokens": config.data.max_new_tokens}
     return hf_save.save(
         trainer.folder / "export",
@@ -154,16 +154,16 @@ def export(trainer: PPOTrainer, policy: dict, step: int, template: str, figures:
         trainer.tokenizer,
         architecture=hf_save.LANGUAGE_MODEL,
         dtype=config.export.dtype,
-        origin=Origin(config.policy, config.prompts, figures, rewards, trainer.base_digest),
+        origin=Origin(config.policy, config.prompts, figures, reward_source, trainer.base_digest),
         extra={"data": data, "step": step},
         adapter=trainer.models.lora,
         merged=config.export.merged,
     )
 
 
-def read_figures(folder: Path, step: int) -> dict[str, float]:
+def last_evaluation(folder: Path, step: int) -> dict[str, float]:
     """The last evaluation up to a step, from the log of the run; {} on a host without it."""
     rows = files.read_jsonl(folder / "metrics.jsonl")
     last = [row for row in rows if "validation/kl" in row and row["step"] <= step][-1:]
-    shown = [item for row in last for item in row.items() if item[0].startswith("validation/")]
-    return dict(shown)
+    values = [item for row in last for item in row.items() if item[0].startswith("validation/")]
+    return dict(values)

@@ -82,9 +82,9 @@ class PPOTrainer:
         """The frozen parameters, loaded once; raises InputError if a resume finds others."""
         loaded, self.base_digest = ppo_models.load_frozen(self.config, self.models, self.mesh)
         with jax.set_mesh(self.mesh):
-            found = [int(sharding.fingerprint(part)) for part in loaded]
-        if (known := self.memory.setdefault("frozen", found)) != found:
-            changed = "policy" if known[:2] != found[:2] else "reward_model"
+            fingerprints = [int(sharding.fingerprint(part)) for part in loaded]
+        if (saved := self.memory.setdefault("frozen", fingerprints)) != fingerprints:
+            changed = "policy" if saved[:2] != fingerprints[:2] else "reward_model"
             raise InputError(
                 f"run_dir={self.folder}: the weights in {changed}={self.config[changed]} have "
                 "changed since the run began; choose another run_dir, or put the old ones back"
@@ -99,7 +99,7 @@ class PPOTrainer:
         release_unused()
         multihost.wait_for_all()
         generation_mesh = programs.generation_mesh(config, self.mesh)
-        policy = ppo_models.complete(state.params, self.frozen)["policy"]
+        policy = ppo_models.merge_base(state.params, self.frozen)["policy"]
         self.context = PPOContext(
             *(config, self.models, self.tokenizer, self.mesh, generation_mesh),
             *(self.prompt_width, self.frozen, compiled),
@@ -131,26 +131,26 @@ class PPOTrainer:
             rollout.key_of(config.seed, rollout.SAMPLE, step),
             learning=True,
         )
-        clock, std = time.perf_counter(), np.float32(self.memory["normalization"]["std"])
+        start, std = time.perf_counter(), np.float32(self.memory["normalization"]["std"])
         with jax.set_mesh(self.mesh):
-            imitated = imitation.draw(self.demonstrations, config, self.width, step)
+            ptx_rows = imitation.draw(self.demonstrations, config, self.width, step)
             state, metrics = self.context.programs["update"](
                 state,
                 self.frozen,
                 responses.rollout,
                 np.float32(kl_coef),
                 rollout.key_of(config.seed, rollout.SHUFFLE, step),
-                sharding.put_batch(imitated, self.mesh, axis=1),
+                sharding.put_batch(ptx_rows, self.mesh, axis=1),
                 std if config.algorithm == "distill" else None,
             )
         metrics = metric_log.to_floats(metrics)
-        seconds = responses.seconds | {"update": time.perf_counter() - clock}
+        seconds = responses.seconds | {"update": time.perf_counter() - start}
         tokens = sum(map(len, responses.ids))
         flops = model_flops(
             *(self.models, self.settings),
             *([len(ids) for ids in rows] for rows in (responses.prompts.ids, responses.ids)),
             scored=bool(self.frozen.reward_model),
-            imitated=imitated and (imitated.start_B, imitated.response_BT.sum(axis=-1)),
+            imitated=ptx_rows and (ptx_rows.start_B, ptx_rows.response_BT.sum(axis=-1)),
         )
         metrics |= {
             "policy/kl_coef": kl_coef,
@@ -168,10 +168,10 @@ class PPOTrainer:
             first_kl, int8_cache = 0.0 if step else reference_kl, config.sampling.int8_cache
             check_first(metrics, first_kl, step + 1, config.model.dtype, int8_cache)
             self.checked = True
-        self._follow_kl(metrics["policy/kl"], step + 1)
+        self._adapt_kl(metrics["policy/kl"], step + 1)
         return state, metrics
 
-    def _follow_kl(self, kl: float, step: int) -> None:
+    def _adapt_kl(self, kl: float, step: int) -> None:
         """Adapts the KL coefficient; stops the run above the KL limit, prints a high KL."""
         config = self.config.kl
         if config.target:
@@ -206,7 +206,7 @@ class PPOTrainer:
             self.memory["samples"] = self.samples.state
         return metrics
 
-    def correct(self, policy: dict, edits: list[Edit], template: str) -> dict:
+    def measure_corrections(self, policy: dict, edits: list[Edit], template: str) -> dict:
         """``correction.before_and_after`` on held-out edits, cut to PPO's response length."""
         if not edits:
             return {}
@@ -218,8 +218,8 @@ class PPOTrainer:
             "overlong": "truncate",
         }
         pairs = correction.encode_held_out(edits, self.tokenizer, limits)
-        start, _ = ppo_models.complete_frozen(self.frozen)
-        return correction.before_and_after(start, policy, pairs, self.models.policy, self.mesh)
+        initial, _ = ppo_models.merge_frozen(self.frozen)
+        return correction.before_and_after(initial, policy, pairs, self.models.policy, self.mesh)
 
     def value(self, evaluation: dict[str, float]) -> float:
         """With ``best_metric=score`` the judge's score, without a judge PPO's own reward."""

@@ -78,5 +78,5 @@ def models_of(module: RewardModule) -> tuple:
 
 def first_backbone(params: dict) -> dict:
     """The backbone of a reward model, or of the first of several; {} if there is none."""
-    first = params.get("members_0") or params.get("policy") or params
-    return first.get("backbone", {})
+    model_params = params.get("members_0") or params.get("policy") or params
+    return model_params.get("backbone", {})

@@ -76,8 +76,8 @@ def read_module(path: str | os.PathLike, **compute) -> tuple[heads.TokenValueMod
     """
     folder = hf_files.resolve(path)
     file = checksums.config_file(folder)
-    ours = hf_files.read_json(file).get("fgrlhf") if file.is_file() else None
-    match ours:
+    stored = hf_files.read_json(file).get("fgrlhf") if file.is_file() else None
+    match stored:
         case {"head": head, "settings": dict(settings), "calibration": dict(scale), "data": data}:
             values = {"head": head, **settings, **scale, **data}
         case _:
@@ -96,7 +96,7 @@ def read_module(path: str | os.PathLike, **compute) -> tuple[heads.TokenValueMod
         raise InputError(
             f"{file}: no reward model was trained with {', '.join(faults)}; use a sound copy"
         )
-    if ours.get("encoding") != templates.ENCODING:
+    if stored.get("encoding") != templates.ENCODING:
         print(
             f"{path}: was trained when prompt and response were encoded apart; around their border "
             "its token ids may differ from now, so compare its numbers with those of its own time "
@@ -134,14 +134,14 @@ def read_modules(
         return _read_ratio(os.fspath(path), folders, compute)
     modules, metas = zip(*(read_module(folder, **compute) for folder in folders), strict=True)
     for folder, meta in zip(folders[1:], metas[1:], strict=True):
-        for what, first, other in (
+        for description, first, other in (
             ("rewards every", metas[0].level, meta.level),
             ("was trained with the template", metas[0].data["template"], meta.data["template"]),
         ):
             if first != other:
                 raise InputError(
-                    f"reward_model={path}: {folder} {what} {other}, {folders[0]} {first}; an "
-                    "ensemble is of reward models that are alike"
+                    f"reward_model={path}: {folder} {description} {other}, {folders[0]} {first}; "
+                    "an ensemble is of reward models that are alike"
                 )
     _check_tokenizers(folders)
     scales = tuple(tuple(meta.normalization) for meta in metas)
@@ -168,16 +168,16 @@ def _read_ratio(path: str, folders: list[str], compute: dict) -> tuple[LogRatio,
         hf_load.check_language_model(folder)
         cfg = dataclasses.replace(hf_load.read_config(folder), **compute)
         modules.append(heads.CausalLM(cfg))
-    learned = [hf_load.learned_template(folder) for folder in folders]
-    if all(learned) and learned[0] != learned[1]:
+    sft_templates = [hf_load.learned_template(folder) for folder in folders]
+    if all(sft_templates) and sft_templates[0] != sft_templates[1]:
         raise InputError(
             f"reward_model={path}: the two were fine-tuned with the templates "
-            f"{' and '.join(learned)}; give models of the same one"
+            f"{' and '.join(sft_templates)}; give models of the same one"
         )
     _check_tokenizers(folders)
     module = LogRatio(*modules, float(weight))
     data = {
-        "template": learned[0] or learned[1],
+        "template": sft_templates[0] or sft_templates[1],
         "max_length": module.cfg.max_position,
         "max_prompt_length": module.cfg.max_position - 1,
         "overlong": "truncate",
@@ -200,6 +200,6 @@ def load_params(path: str | os.PathLike, abstract: dict) -> dict:
     folders = folders_of(path)
     if len(folders) == 1:
         return hf_load.load_params(path, abstract)
-    ratio, several = ("policy", "reference"), [f"members_{n}" for n in range(len(folders))]
-    parts = zip(ratio if "policy" in abstract else several, folders, strict=True)
+    ratio, members = ("policy", "reference"), [f"members_{n}" for n in range(len(folders))]
+    parts = zip(ratio if "policy" in abstract else members, folders, strict=True)
     return {name: hf_load.load_params(folder, abstract[name]) for name, folder in parts}

@@ -156,9 +156,9 @@ class RewardModel:
         batch_size = sharding.round_batch_size(batch_size, self.mesh)
         buckets = make_buckets(max_length or max(lengths, default=1))
         for batch in progress(by_length(lengths, batch_size, buckets)):
-            filled = [rows[row] for row in batch.filled]
-            tokens_BS = pad_right([np.array(ids, np.int32) for ids, _ in filled], batch.width)
-            starts_B1, ends_B1 = np.array([(start, len(ids)) for ids, start in filled]).T[..., None]
+            padded = [rows[row] for row in batch.filled]
+            tokens_BS = pad_right([np.array(ids, np.int32) for ids, _ in padded], batch.width)
+            starts_B1, ends_B1 = np.array([(start, len(ids)) for ids, start in padded]).T[..., None]
             columns_1S = np.arange(batch.width)[None]
             on_mesh = sharding.put_batch((tokens_BS, columns_1S < ends_B1), self.mesh)
             reward_BS = sharding.to_host(self.score_tokens(*on_mesh))

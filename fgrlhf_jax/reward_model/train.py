@@ -54,7 +54,7 @@ def run(config: ConfigDict, sets: dict[str, list], tokenizer=None) -> dict:
     for group in pairs["validation"].values():
         predictor.warm_up(lora.join(trainer.frozen, trainer.params), group)
     step, params = training.run(config, trainer, folder)
-    params = trainer.whole(params)
+    params = trainer.all_params(params)
     # On the validation set, because the model has memorised the rejected training responses.
     normalization = normalize_on_pairs(
         predictor, params, pairs["validation"], level_of(config.loss), config.normalization_pairs
@@ -180,9 +180,9 @@ def make_tables(
             scored, level=meta.level, edits=kind == "edits", center=meta.normalization.mean
         )
         tables[kind]["loss"] = sums["loss"] / len(group)
-        if marked := [k for k, pair in enumerate(group) if pair.marked_j.any()]:
-            values = [scored[k].value_j for k in marked]
-            labels = [group[k].marked_j[group[k].start_j :] for k in marked]
+        if annotated := [k for k, pair in enumerate(group) if pair.marked_j.any()]:
+            values = [scored[k].value_j for k in annotated]
+            labels = [group[k].marked_j[group[k].start_j :] for k in annotated]
             tables[kind]["auroc_spans"] = pair_metrics.span_auroc(values, labels)
     return tables
 

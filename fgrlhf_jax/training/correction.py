@@ -28,8 +28,8 @@ from fgrlhf_jax.models.language_model import LanguageModel
 from fgrlhf_jax.runtime import sharding
 from fgrlhf_jax.training.logprobs import token_logprobs
 
-MOST_EDITS = 100  # that a model card's figures are computed on
-_NARROW = 64  # columns that a further bucket must save, to be worth its compilation
+MAX_EDITS = 100  # that a model card's figures are computed on
+_BUCKET_STEP = 64  # columns that a further bucket must save, to be worth its compilation
 
 
 def evaluate(
@@ -87,7 +87,7 @@ def encode_held_out(edits: Sequence[Edit], tokenizer: Tokenizer, data: dict) -> 
 def before_and_after(
     start: dict | None, params: dict, pairs: Sequence[Pair], module: CausalLM, mesh: Mesh
 ) -> dict:
-    """Correction accuracy before and after training, on at most ``MOST_EDITS`` held-out edits.
+    """Correction accuracy before and after training, on at most ``MAX_EDITS`` held-out edits.
 
     Args:
       start: the parameters before training, of the same module; None: no comparison.
@@ -96,12 +96,12 @@ def before_and_after(
     Returns:
       As :func:`evaluate`; {} if no change can be compared.
     """
-    chosen = {round(k) for k in np.linspace(0, len(pairs) - 1, min(len(pairs), MOST_EDITS))}
-    rows = [row for k in sorted(chosen) if (row := make_row(pairs[k])).changes]
+    numbers = {round(k) for k in np.linspace(0, len(pairs) - 1, min(len(pairs), MAX_EDITS))}
+    rows = [row for k in sorted(numbers) if (row := make_row(pairs[k])).changes]
     if not rows:
         return {}
     policies = [params] if start is None else [params, start]
-    return correction.summarize(*(score_changes(each, rows, module, mesh) for each in policies))
+    return correction.summarize(*(score_changes(policy, rows, module, mesh) for policy in policies))
 
 
 def card_figures(result: Mapping) -> dict[str, float]:
@@ -109,11 +109,11 @@ def card_figures(result: Mapping) -> dict[str, float]:
     if not result:
         return {}
     figures = {"correction/places": result["sampled"]["n"]}
-    for reading in correction.MEASURES:
+    for measure in correction.MEASURES:
         for name, table in (("", result), ("gain_", result.get("gain"))):
             if table:
-                figures[f"correction/{name}{reading}"] = table[reading]["mean"]
-                figures[f"correction/{name}{reading}_se"] = table[reading]["se"]
+                figures[f"correction/{name}{measure}"] = table[measure]["mean"]
+                figures[f"correction/{name}{measure}_se"] = table[measure]["se"]
     if "moved" in result["unchanged"]:
         figures["correction/moved"] = result["unchanged"]["moved"]["mean"]
     return {name: value for name, value in figures.items() if value is not None}
@@ -152,11 +152,11 @@ def response_logprobs(
       max_prompt_length: tokens; longer prompts are cut. 0: half of the model's positions.
     """
     limit, rows = model.module.cfg.max_position, []
-    longest = max_prompt_length or limit // 2
+    prompt_limit = max_prompt_length or limit // 2
     ended = [False] * len(responses) if finished is None else finished
-    for number, (prompt, response, end) in enumerate(zip(prompts, responses, ended, strict=True)):
-        record, *_ = fit_prompt(model.tokenizer, model.template, prompt, longest)
-        encoded = encode_response(model.tokenizer, model.template, record, response, end)
+    for number, (prompt, response, done) in enumerate(zip(prompts, responses, ended, strict=True)):
+        record, *_ = fit_prompt(model.tokenizer, model.template, prompt, prompt_limit)
+        encoded = encode_response(model.tokenizer, model.template, record, response, done)
         ids, start = np.array(encoded.ids[:limit], np.int32), max(encoded.start, 1)
         if len(ids) > start:
             rows.append(ChangedRow(ids, start, len(ids), np.arange(len(ids)) >= start, [], number))
@@ -172,7 +172,7 @@ def score_changes(
     params: dict, rows: Sequence[ChangedRow], module: CausalLM, mesh: Mesh, batch_size: int = 16
 ) -> Scores:
     """A model's log-probabilities of both texts at every change of the edits."""
-    changes, unchanged, of_record = [], [], []
+    changes, unchanged, records = [], [], []
     for row, logprob_S, greedy_S in score_rows(params, rows, module, mesh, batch_size):
         for change, start in zip(row.changes, row.branches, strict=True):
             inserted, removed = (
@@ -182,9 +182,9 @@ def score_changes(
             firsts = inserted[0], removed[0], greedy_S[change.column]
             changes.append((change.kind, row.row, *sums, *firsts))
         unchanged.append(logprob_S[: row.length][row.unchanged])
-        of_record.append(np.full(len(unchanged[-1]), row.row))
-    of_changes = map(np.array, zip(*changes, strict=True))
-    return Scores(*of_changes, np.concatenate(of_record), np.concatenate(unchanged))
+        records.append(np.full(len(unchanged[-1]), row.row))
+    columns = map(np.array, zip(*changes, strict=True))
+    return Scores(*columns, np.concatenate(records), np.concatenate(unchanged))
 
 
 def score_rows(
@@ -197,7 +197,7 @@ def score_rows(
     targets = [np.arange(row.start, len(row.tokens)) for row in rows]
     lengths, longest = [len(row.tokens) for row in rows], max(map(len, targets))
     batch_size = sharding.round_batch_size(batch_size, mesh)
-    buckets = choose_buckets(lengths, min(max(lengths) // _NARROW, 3) + 1)
+    buckets = choose_buckets(lengths, min(max(lengths) // _BUCKET_STEP, 3) + 1)
     scored: list = [None] * len(rows)
     for bucket, numbers, _ in by_length(lengths, batch_size, buckets):
         batch = pad_rows([rows[n] for n in numbers], bucket, batch_size)
@@ -208,10 +208,10 @@ def score_rows(
             on_mesh = sharding.put_batch(batch | {"columns_BT": columns_BT}, mesh)
             results = sharding.to_host(token_scores(params, on_mesh, model=module))
         for b, n in enumerate(numbers):
-            of_row = np.zeros(lengths[n], np.float32), np.zeros(lengths[n], bool)
-            for array, result_BT in zip(of_row, results, strict=True):
+            arrays = np.zeros(lengths[n], np.float32), np.zeros(lengths[n], bool)
+            for array, result_BT in zip(arrays, results, strict=True):
                 array[targets[n]] = result_BT[b, : len(targets[n])]
-            scored[n] = (rows[n], *of_row)
+            scored[n] = (rows[n], *arrays)
     return scored
 
 
@@ -223,11 +223,11 @@ def token_scores(params: dict, batch: dict, *, model: CausalLM) -> tuple[jax.Arr
     """
     tokens_BS, columns_BT, branch_BS = (batch[n] for n in ("tokens_BS", "columns_BT", "branch_BS"))
     S = tokens_BS.shape[1]
-    of_branch_BSS = branch_BS[:, :, None] == branch_BS[:, None, :]
+    same_branch_BSS = branch_BS[:, :, None] == branch_BS[:, None, :]
     prefix_BSS = (branch_BS == 0)[:, None, :] & (
         jnp.arange(S)[None, None, :] < batch["limit_BS"][:, :, None]
     )
-    attend_BSS = dense_mask(batch["mask_BS"]) & (of_branch_BSS | prefix_BSS)
+    attend_BSS = dense_mask(batch["mask_BS"]) & (same_branch_BSS | prefix_BSS)
     before_BT = jnp.take_along_axis(batch["before_BS"], columns_BT, axis=1)
     inputs = tokens_BS, batch["positions_BS"], attend_BSS
     return token_logprobs(params, model, inputs, before_BT, columns_BT)

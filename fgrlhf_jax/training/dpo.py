@@ -33,7 +33,7 @@ from fgrlhf_jax.training.setup import set_up
 from fgrlhf_jax.training.supervised import SupervisedTrainer
 
 # What a card calls these metrics, which are not of tokens.
-CARD = {"loss": "pair_loss", "accuracy": "preferred"}
+CARD_NAMES = {"loss": "pair_loss", "accuracy": "preferred"}
 
 
 def run(config: ConfigDict, sets: dict[str, list], tokenizer=None) -> dict:
@@ -65,7 +65,7 @@ def run(config: ConfigDict, sets: dict[str, list], tokenizer=None) -> dict:
     buckets = choose_buckets([pair.length for pair in train + validation], config.data.buckets)
     trainer = make_trainer(settings, mesh, CausalLM(cfg), train, validation, buckets)
     trained = policy.train(config, trainer)
-    figures = {CARD.get(name, name): value for name, value in trained.validation.items()}
+    figures = {CARD_NAMES.get(name, name): value for name, value in trained.validation.items()}
     edits = kinds["validation"].get("edits", [])
     return policy.finish(trainer, trained, setup, edits, figures)
 
@@ -97,7 +97,7 @@ def make_trainer(
 
     @functools.cache
     def references() -> dict[Pair, np.ndarray]:
-        """The reference's log-probabilities from :func:`remember`, float32[2, 2] per pair."""
+        """float32[2, 2] of each pair, from :func:`reference_logprobs`."""
         return dict(zip(rows, np.float32(trainer.memory["reference"]), strict=True))
 
     def pad(pairs: list[Pair], width: int, size: int | None = None) -> dict[str, np.ndarray]:
@@ -107,12 +107,12 @@ def make_trainer(
         columns_BT = columns_BT + np.arange(widths[width])
         batch["columns_BT"] = np.minimum(columns_BT, width - 1).astype(np.int32)
         batch["response_B2S"][..., 0] = False  # a token with nothing before it
-        known = references() if "reference" in trainer.memory else {}
-        unknown = np.zeros((2, 2), np.float32)
-        batch["reference_B22"] = np.stack([known.get(pair, unknown) for pair in pairs])
+        logprobs = references() if "reference" in trainer.memory else {}
+        missing = np.zeros((2, 2), np.float32)
+        batch["reference_B22"] = np.stack([logprobs.get(pair, missing) for pair in pairs])
         return batch
 
-    def remember(params: dict) -> dict:
+    def reference_logprobs(params: dict) -> dict:
         """Computes the reference's log-probabilities of every pair."""
         return {"reference": np.stack(trainer.predictor.predict(params, rows)[1]).tolist()}
 
@@ -122,7 +122,7 @@ def make_trainer(
         losses=functools.partial(pair_losses, model=model, settings=settings),
         eval_step=functools.partial(eval_step, model=model, settings=settings),
         flops=functools.partial(batch_flops, model.cfg),
-        remember=remember if settings.loss in WITH_REFERENCE else None,
+        reference_logprobs=reference_logprobs if settings.loss in WITH_REFERENCE else None,
     )
     return trainer
 

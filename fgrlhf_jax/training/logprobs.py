@@ -25,8 +25,8 @@ def token_logprobs(
     """
     variables = lora.variables(params)
     hidden_BSD = model.apply(variables, *inputs, method="states")
-    before_BTD = jnp.take_along_axis(hidden_BSD, before_BT[..., None], axis=1)
-    logits_BTV = model.apply(variables, before_BTD, method="unembed")
+    hidden_BTD = jnp.take_along_axis(hidden_BSD, before_BT[..., None], axis=1)
+    logits_BTV = model.apply(variables, hidden_BTD, method="unembed")
     token_BT = jnp.take_along_axis(inputs[0], columns_BT, axis=1)
     logprob_BT, _ = jax.vmap(logprob_and_entropy)(logits_BTV, token_BT)
     logit_BT = jnp.take_along_axis(logits_BTV, token_BT[..., None], axis=-1)[..., 0]

@@ -29,7 +29,7 @@ def train(config: ConfigDict, trainer: SupervisedTrainer) -> Trained:
     """Runs the training loop in the config's folder, and evaluates the result."""
     folder = run_dir.open_run(config)
     step, params = training.run(config, trainer, folder)
-    params = trainer.whole(params)
+    params = trainer.all_params(params)
     evaluation = trainer.evaluate_model(params)
     metrics = {name.removeprefix("validation/"): value for name, value in evaluation.items()}
     return Trained(folder, step, params, metrics | {"n": sum(map(len, trainer.validation))})
@@ -52,7 +52,7 @@ def finish(
     config, model, mesh = trainer.config, trainer.model, trainer.mesh
     result = {"validation": trained.validation}
     if edits:
-        start = trainer.whole(trainer.initial_params()) if config.model.path else None
+        start = trainer.all_params(trainer.initial_params()) if config.model.path else None
         corrections = correction.before_and_after(start, trained.params, edits, model, mesh)
         result["corrections"] = corrections
         figures = figures | correction.card_figures(corrections)

@@ -133,19 +133,19 @@ def run(config: ConfigDict, trainer: Trainer, folder: Path) -> tuple[int, dict]:
                 state, metrics = _update(trainer, state, step, trace)
                 log.write()  # the previous update's row, while the device computes this one
                 log.add(number, metrics)
-                last = number == trainer.steps
-                last |= config.max_seconds > 0 and log.has_spent(config.max_seconds)
+                is_last = number == trainer.steps
+                is_last |= config.max_seconds > 0 and log.has_spent(config.max_seconds)
 
-                if trainer.eval_every and (number % trainer.eval_every == 0 or last):
+                if trainer.eval_every and (number % trainer.eval_every == 0 or is_last):
                     progress = _evaluate(trainer, state.params, progress, number, log)
                 improved = progress.best_step == number
                 if not trainer.overlaps:
                     log.write()
 
-                stop = last or (trainer.patience > 0 and progress.stale >= trainer.patience)
+                stop = is_last or (trainer.patience > 0 and progress.stale >= trainer.patience)
                 interrupted = interrupt.requested(number)
-                due = config.save_every and number % config.save_every == 0
-                if stop or improved or interrupted or due or trainer.problem:
+                is_due = config.save_every and number % config.save_every == 0
+                if stop or improved or interrupted or is_due or trainer.problem:
                     log.write()
                     stop = stop and not trainer.problem
                     progress = progress._replace(done=stop, memory=trainer.memory, log=log.state)

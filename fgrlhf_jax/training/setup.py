@@ -19,7 +19,7 @@ from fgrlhf_jax.runtime import sharding
 
 RANDOM_SIZES = ("tiny", "small")  # small enough to learn something from random weights
 # A reward model of SmolLM2 learns something in 24 updates of 8 edits, much in 60 (results.md).
-FEW_UPDATES = 24
+MIN_UPDATES = 24
 
 
 class Setup(NamedTuple):
@@ -109,12 +109,12 @@ def model_and_tokenizer(config: ConfigDict, rows: list, tokenizer=None):
     return cfg, tokenizer
 
 
-def tell_few_updates(config: ConfigDict, steps: int) -> None:
+def warn_few_updates(config: ConfigDict, steps: int) -> None:
     """Prints a warning if the configured epochs give too few updates to learn much."""
-    if not config.steps and steps < FEW_UPDATES:
+    if not config.steps and steps < MIN_UPDATES:
         print(
             f"epochs={config.epochs}: {steps} updates of {config.batch_size} rows are too few to "
-            f"teach much; give --config.epochs={-(-FEW_UPDATES * config.epochs // steps)} or "
+            f"teach much; give --config.epochs={-(-MIN_UPDATES * config.epochs // steps)} or "
             "more, or a smaller batch_size"
         )
 

@@ -92,7 +92,7 @@ def make_trainer(
 def batch_flops(cfg: llama.LlamaConfig, batch: dict) -> float:
     """Forward FLOPs for the real tokens of a host batch; logits for response tokens only."""
     layers = rows_flops(cfg, batch["mask_BS"].sum(axis=-1))
-    return layers + logits_flops(cfg, _counted(batch).sum())
+    return layers + logits_flops(cfg, _loss_mask(batch).sum())
 
 
 def token_sums(params: dict, batch: dict, *, model: CausalLM) -> dict[str, jax.Array]:
@@ -108,10 +108,10 @@ def token_sums(params: dict, batch: dict, *, model: CausalLM) -> dict[str, jax.A
     tokens_BS, columns_BT = batch["tokens_BS"], batch["columns_BT"]
     inputs = tokens_BS, *positions_and_mask(batch["mask_BS"])
     logprob_BT, is_likeliest_BT = token_logprobs(params, model, inputs, columns_BT - 1, columns_BT)
-    counted_BT = _counted(batch)
+    mask_BT = _loss_mask(batch)
 
     def total(x_BT):
-        return jnp.sum(jnp.where(counted_BT, x_BT, 0.0))
+        return jnp.sum(jnp.where(mask_BT, x_BT, 0.0))
 
     return {
         "loss": total(-logprob_BT),
@@ -127,9 +127,9 @@ def objective(model: CausalLM) -> dict[str, Callable]:
         sums = token_sums(params, batch, model=model)
         return sums["loss"], {"accuracy": sums["accuracy"]}
 
-    return {"losses": losses, "count": lambda batch: jnp.sum(_counted(batch))}
+    return {"losses": losses, "count": lambda batch: jnp.sum(_loss_mask(batch))}
 
 
-def _counted(batch: dict) -> jax.Array:
+def _loss_mask(batch: dict) -> jax.Array:
     """bool[..., B, T]: the response tokens of rows whose weight is above 0."""
     return batch["response_BT"] & (batch["weight_B"] > 0)[..., None]

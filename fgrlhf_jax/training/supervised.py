@@ -151,7 +151,7 @@ class SupervisedTrainer:
       flops: FLOPs of a forward pass over the real tokens of a host batch.
       load_params: (config, model, abstract parameters) -> initial parameters.
       unpad: see :class:`Predictor`.
-      remember: computes, from the initial model, JSON that the run keeps; None: nothing.
+      reference_logprobs: computes, from the initial model, JSON that the run keeps; None: nothing.
 
     Raises:
       InputError: for impossible batch sizes or numbers of updates.
@@ -170,7 +170,7 @@ class SupervisedTrainer:
     flops: Callable[[dict[str, np.ndarray]], float]
     load_params: Callable[[ConfigDict, nn.Module, dict], dict] = setup.initial_params
     unpad: Callable[[np.ndarray, Any], Any] = lambda values, row: values
-    remember: Callable[[dict], dict] | None = None
+    reference_logprobs: Callable[[dict], dict] | None = None
     count: Callable[[dict], jax.Array] | None = None
 
     def __post_init__(self):
@@ -215,8 +215,8 @@ class SupervisedTrainer:
         epoch, index = divmod(step, self.updates_per_epoch)
         width, rows = self.plan(epoch)[index]
         padded = self.pad([self.train[row] for row in rows], width)
-        micro = self.micro_batch_size
-        return width, {n: x.reshape(-1, micro, *x.shape[1:]) for n, x in padded.items()}
+        size = self.micro_batch_size
+        return width, {n: x.reshape(-1, size, *x.shape[1:]) for n, x in padded.items()}
 
     def initial_params(self) -> dict:
         return self.load_params(self.config, self.model, self.params)
@@ -237,12 +237,12 @@ class SupervisedTrainer:
             )
         return params
 
-    def whole(self, params: dict) -> dict:
+    def all_params(self, params: dict) -> dict:
         """All parameters of the model, given the trained ones."""
         return lora.join(self.frozen_params, params)
 
     def evaluate(self, params: dict, step: int) -> dict[str, float]:
-        return self.evaluate_model(self.whole(params))
+        return self.evaluate_model(self.all_params(params))
 
     def evaluate_model(self, params: dict) -> dict[str, float]:
         """Metrics of the validation set under all ``params`` of the model, see ``run.Trainer``."""
@@ -258,10 +258,10 @@ class SupervisedTrainer:
 
     def prepare(self, state: TrainState, start: int) -> dict[str, float]:
         """Loads the frozen parameters; compiles the train step for every batch shape in use."""
-        setup.tell_few_updates(self.config, self.steps)
+        setup.warn_few_updates(self.config, self.steps)
         _ = self.frozen_params
-        if self.remember and not start:
-            self.memory |= self.remember(self.whole(state.params))
+        if self.reference_logprobs and not start:
+            self.memory |= self.reference_logprobs(self.all_params(state.params))
         step_of_width = {width: step for step, (width, _) in enumerate(self.plan(0)[: self.steps])}
         for step in step_of_width.values():
             width, batch = self.batch(step)

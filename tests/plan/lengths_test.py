@@ -86,7 +86,7 @@ def test_rounds_are_those_of_the_compiled_loop(rows):
         return carry
 
     with jax.set_mesh(sharding.make_mesh(config.mesh)):
-        expected = micro_batches.rounds(lengths, settings)
+        expected = micro_batches.count_micro_batches(lengths, settings)
         jax.jit(lambda n: micro_batches.fold(function, 0, n, settings))(jnp.asarray(lengths))
         jax.effects_barrier()
     assert {width: counted.count(width) for width in settings.widths} == expected

@@ -87,7 +87,7 @@ def test_frozen_parameters_have_no_gradients():
     """Not even zeros, which an update would hold and sum."""
     settings = cases.settings(freeze="backbone/|policy", micro_batch_size=2)
     static = {"models": cases.MODELS, "settings": settings}
-    objective = functools.partial(learning.reinforce, frozen=cases.FROZEN, target=None, **static)
+    objective = functools.partial(learning.rl_loss, frozen=cases.FROZEN, target=None, **static)
 
     def gradients(rollout):
         experience, _ = algorithm.make_experience(rollout, jnp.float32(0.1), settings)

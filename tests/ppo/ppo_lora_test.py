@@ -15,7 +15,7 @@ from rollout_cases import Meta, generate
 from fgrlhf_jax.models import decoding, heads, lora, quantize
 from fgrlhf_jax.models.lora import Lora
 from fgrlhf_jax.ppo import learning, scoring
-from fgrlhf_jax.ppo.models import Architectures, Frozen, abstract_params, complete, complete_frozen
+from fgrlhf_jax.ppo.models import Architectures, Frozen, abstract_params, merge_base, merge_frozen
 from fgrlhf_jax.ppo.programs import by_part
 from fgrlhf_jax.reward_model.model import Normalization
 from fgrlhf_jax.runtime import sharding
@@ -81,8 +81,8 @@ def learn(params, frozen, rollout, models=MODELS, **changes) -> tuple[TrainState
 
 def merged() -> tuple[dict, Frozen]:
     """The same models, each whole."""
-    params = complete(PARAMS, FROZEN)
-    reference, reward_model = complete_frozen(FROZEN)
+    params = merge_base(PARAMS, FROZEN)
+    reference, reward_model = merge_frozen(FROZEN)
     scale = {"policy": POLICY_LORA.scale, "critic": REWARD_LORA.scale}
     params = {name: tiny_cases.merged(tree, scale[name]) for name, tree in params.items()}
     return params, Frozen({}, reference, tiny_cases.merged(reward_model, REWARD_LORA.scale))
@@ -108,7 +108,7 @@ def test_the_policy_that_sampled_is_the_one_that_learns(base_dtype, dtype, nats,
     models = MODELS._replace(policy=policy)
     frozen = FROZEN._replace(base=quantize.quantize_params(BASE, base_dtype))
     rollout = roll_out(PARAMS, frozen, models, sampled(base_dtype, policy))
-    drawn_BT = jnp.where(rollout.response_BT, rollout.drawn_BT, 0)
+    drawn_BT = jnp.where(rollout.response_BT, rollout.sampler_logprob_BT, 0)
     np.testing.assert_allclose(rollout.logprob_BT, drawn_BT, atol=nats)
     _, metrics = learn(PARAMS, frozen, rollout, models)
     assert float(metrics["debug/initial_log_ratio"]) == 0 == float(metrics["debug/initial_kl"])

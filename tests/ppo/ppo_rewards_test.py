@@ -128,7 +128,7 @@ def test_the_best_reward_counts_a_missing_end_as_ppo_does(rule):
     """Of every response the sum of what ``missing_eos`` makes of its tokens' rewards."""
     reward_BT = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
     finished_B, response_T = np.array([True, False, True, False]), np.ones(3, bool)
-    got = rollout.with_missing_eos(reward_BT.sum(axis=1), finished_B, rule, -0.7)
+    got = rollout.apply_missing_eos(reward_BT.sum(axis=1), finished_B, rule, -0.7)
     for b, finished in enumerate(finished_B):
         want_T = missing_eos(reward_BT[b], response_T, finished, rule=rule, penalty=-0.7)
         assert got[b] == pytest.approx(float(want_T.sum()), abs=1e-6)

@@ -102,7 +102,7 @@ def test_ppo_holds_every_model_once_and_a_plan_counts_them(folders, path):
     config.update({"policy": folders["policy"], "reward_model": path, "ensemble_penalty": 0.5})
     models, mesh = ppo_models.read_architectures(config), sharding.make_mesh(config.mesh)
     frozen, _ = ppo_models.load_frozen(config, models, mesh)
-    _, params = ppo_models.complete_frozen(frozen)
+    _, params = ppo_models.merge_frozen(frozen)
     tokens_BS, mask_BS = tiny_cases.laid_out(ROWS, "right", 0, 6)
     inputs = tokens_BS.astype(np.int32), mask_BS
     with jax.set_mesh(mesh):
