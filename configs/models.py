@@ -44,8 +44,6 @@ PAIRS = {
         "data.buckets": 3,
         "batch_size": 32,
         "steps": 250,
-        "eval_every": 50,
-        "save_every": 100,
     },
     # A limit of 256 tokens would truncate three quarters of the film reviews.
     "cad": {"data.max_length": 512, "data.max_prompt_length": 128, "eval_every": 25},

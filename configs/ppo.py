@@ -161,7 +161,6 @@ VARIANTS = {
         "data.max_new_tokens": 22,
         "rollout_batch_size": 64,
         "minibatch_size": 32,
-        "kl.coef": 0.1,
         "gae_lambda": 0.95,
         "missing_eos": "subtract",
         "optimizer.learning_rate": 5e-4,

@@ -15,6 +15,8 @@ the copies that only widen or round.
 import functools
 from collections import defaultdict
 
+import jax
+
 from fgrlhf_jax.plan.hlo import Computation, Instruction, branches, root_of
 
 HALF = ("bf16", "f16")
@@ -192,6 +194,7 @@ def _buffers(computations: dict[str, Computation], name: str, halved: Names):
     and have no bytes here.
     """
     computation = computations[name]
+    flat = functools.partial(jax.tree.leaves, is_leaf=lambda each: isinstance(each, tuple))
     value, sizes, ends = {}, {}, {}
     elements: dict[str, list[Instruction]] = {}
     for i in computation.values():
@@ -199,7 +202,7 @@ def _buffers(computations: dict[str, Computation], name: str, halved: Names):
             elements.setdefault(i.operands[0], []).append(i)
     for index, i in enumerate(computation.values()):
         operands = [value[o] for o in i.operands if o in value]
-        for buffer in _flat(operands):
+        for buffer in flat(operands):
             ends[buffer] = index
         if i.opcode in ("parameter", "constant"):
             value[i.name] = []
@@ -221,7 +224,7 @@ def _buffers(computations: dict[str, Computation], name: str, halved: Names):
             for buffer, array in arrays.items():
                 sizes[buffer] = array.bytes // (2 if array.name in halved.get(name, ()) else 1)
             ends |= dict.fromkeys(arrays, index)
-    sizes |= dict.fromkeys(sizes.keys() & set(_flat(value[root_of(computation).name])), 0)
+    sizes |= dict.fromkeys(sizes.keys() & set(flat(value[root_of(computation).name])), 0)
     return value, sizes, ends
 
 
@@ -232,14 +235,6 @@ def _converts(i: Instruction, computations: dict[str, Computation], name: str, h
         return False
     both = (i, *(computations[name][o] for o in i.operands))
     return len(both) == 2 and all(x.dtype in HALF or x.name in halved[name] for x in both)
-
-
-def _flat(nested):
-    for item in nested if isinstance(nested, list) else [nested]:
-        if isinstance(item, list):
-            yield from _flat(item)
-        else:
-            yield item
 
 
 def _updated(fused: Computation) -> int | None:

@@ -126,7 +126,7 @@ def _table1_row(runs: list[dict]) -> dict:
         row[f"{prefix}win_rate_greedy_start"] = strict
         row[f"{prefix}unfinished"] = _of_runs(sets, "unfinished")
     return row | {
-        "correction_se": corrections.correction_error(runs),
+        "correction_se": corrections.measure_arm(runs)["sampled"]["se"],
         "n": len(runs[0]["sampled"]["outcome"]),
         "seeds": len(runs),
         "se_over": "seeds" if len(runs) > 1 else "prompts",

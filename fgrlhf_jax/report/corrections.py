@@ -24,7 +24,7 @@ def compare_arms(arms: Mapping[str, Mapping], table1: Mapping[str, Mapping]) -> 
       ``rank_correlation`` (Spearman, over arms) of correction accuracy with the judge's score:
       "sampled" with the score at T = 1, "greedy" with the greedy score.
     """
-    rows = {name: _row(arm["runs"]) for name, arm in arms.items()}
+    rows = {name: measure_arm(arm["runs"]) for name, arm in arms.items()}
     scores = {"sampled": "gold", "greedy": "greedy_gold"}
     correlations = {
         decoding: rank_correlation(
@@ -35,12 +35,8 @@ def compare_arms(arms: Mapping[str, Mapping], table1: Mapping[str, Mapping]) -> 
     return {"arms": rows, "rank_correlation": correlations}
 
 
-def correction_error(runs: Sequence[Mapping]) -> float | None:
-    """Standard error of correction accuracy: over seeds, or over records if there is one seed."""
-    return _row(runs)["sampled"]["se"]
-
-
-def _row(runs: Sequence[Mapping]) -> dict:
+def measure_arm(runs: Sequence[Mapping]) -> dict:
+    """The row of one arm in the result of :func:`compare_arms`."""
     row = {}
     for name, within in _FIGURES.items():
         parts = [run.get("corrections") or {} for run in runs]

@@ -22,13 +22,9 @@ ROOT = Path(configs.__file__).parent.parent
 def parse(argv: Sequence[str], *specs: str) -> ConfigDict:
     """Parses ``--config=FILE.py:ARGUMENT`` and overrides into a locked, checked config.
 
-    Args:
-      argv: a command line that begins with the command's name.
-      specs: configs of the command as FILE.py[:ARGUMENT]; the first is the default.
-
-    Raises:
-      InputError: for an unknown file, argument or field (with the closest name), an invalid value,
-        or the config of another command.
+    ``argv`` begins with the command's name; the first of ``specs``, its configs as
+    FILE.py[:ARGUMENT], is the default. Raises InputError for an unknown file, argument or field
+    (with the closest name), an invalid value, or the config of another command.
     """
     return parse_described(argv, *specs)[0]
 
