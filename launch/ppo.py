@@ -69,7 +69,7 @@ def main(config) -> None:
         config.reward_model = embedded.ensure_trained(train_rm.main, spec, config.mesh)
         run_folder.check_run(config)
         folder = run_folder.lock(config.run_dir)
-        sets = embedded.prompts(folder / "data", config.seed)
+        sets = embedded.instructions(folder / "data", config.seed, "ppo", 4000, 256)
     edits = reading.read(config, config.ptx_edits, "responses") if config.ptx_edits else []
     folder = run(config, sets["train"], sets["validation"], edits)
     print(summary(folder))

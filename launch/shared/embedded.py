@@ -14,10 +14,12 @@ from fgrlhf_jax.tiny_world.words import make_tokenizer
 from launch.shared import cli, config_files, reading
 
 
-def instructions(folder: Path, seed: int) -> dict[str, list]:
-    """Demonstrations for training and validation; also writes them to ``folder``."""
-    train = make_instructions(16000, "sft", seed)
-    return _write(folder, train=train, validation=make_instructions(500, "validation", seed))
+def instructions(
+    folder: Path, seed: int, name: str = "sft", count: int = 16000, held_out: int = 500
+) -> dict[str, list]:
+    """Instructions of the set ``name`` and for validation; also writes them to ``folder``."""
+    train = make_instructions(count, name, seed)
+    return _write(folder, train=train, validation=make_instructions(held_out, "validation", seed))
 
 
 def pairs(folder: Path, seed: int) -> dict[str, list]:
@@ -26,12 +28,6 @@ def pairs(folder: Path, seed: int) -> dict[str, list]:
     train, rest = split(edits, 0.25, seed)
     _, held_out = split(preferences, 0.25, seed)
     return _write(folder, train=train, validation=rest[::2], test=rest[1::2] + held_out)
-
-
-def prompts(folder: Path, seed: int) -> dict[str, list]:
-    """Prompts for training and validation; also writes them to ``folder``."""
-    train = make_instructions(4000, "ppo", seed)
-    return _write(folder, train=train, validation=make_instructions(256, "validation", seed))
 
 
 def train(
