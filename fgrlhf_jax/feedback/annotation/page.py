@@ -69,32 +69,19 @@ class Page:
             item = self.store.take(name, put_back)
         except InputError as error:
             return {"message": f"{message} No row was opened: {error}.".strip(), "wrong": True}
+        progress = self.store.progress(name)
         if item is None:
-            latest = Decision("", name, DRAFT, "")
-            shown = {"prompt": render("note", self.no_row(name))}
+            latest, agreed = Decision("", name, DRAFT, ""), None
+            if progress["done"] == progress["rows"]:
+                agreed = agreement.measure_agreement(self.store.items, self.store.decisions())
+            about = agreement.describe(agreed) if agreed else ""
+            shown = {"prompt": render("no_row", progress, name, about)}
         else:
             latest = self.store.latest(name, item.id)
             shown = {"prompt": render("prompt", item), "original": item.original}
             shown |= {"digest": input_digest([item]), **self.compare(item, latest.text)}
-        counts = render("progress", self.store.progress(name), name)
-        shown |= {"message": message, "progress": counts, "longest": LONGEST}
-        return {"row": latest.id, **dataclasses.asdict(latest), **shown}
-
-    def no_row(self, name: str) -> str:
-        """Why an annotator has no row: all are done, or where those are that are not."""
-        progress = self.store.progress(name)
-        skipped, elsewhere = progress["skipped_by"][name], progress["open_elsewhere"]
-        if rest := progress["rows"] - progress["done"]:
-            reasons = {
-                "skipped by you (open again in My rows)": skipped,
-                "open with others": elsewhere,
-                "decided by you, to be decided by others as well": rest - skipped - elsewhere,
-            }
-            where = [f"{number} {reason}" for reason, number in reasons.items() if number]
-            return f"No row is free for you now. Not done: {'; '.join(where)}."
-        agreed = agreement.measure_agreement(self.store.items, self.store.decisions())
-        sentence = f" {agreement.describe(agreed)}." if agreed else ""
-        return f"All rows are done. Thank you!{sentence}"
+        shown |= {"message": message, "progress": render("progress", progress, name)}
+        return {"row": latest.id, **dataclasses.asdict(latest), **shown, "longest": LONGEST}
 
     def compare(self, item: Item, text: str) -> Json:
         changes = difference(item.original, text, self.limit)

@@ -31,8 +31,6 @@ HISTOGRAMS = ("word_change_ratio", "token_change_ratio", "length_change")
 QUANTILES = {"q05": 0.05, "q25": 0.25, "median": 0.5, "q75": 0.75, "q95": 0.95}
 _RATIO_BINS, _NUMBER_BINS = 20, 30
 _BAR_WIDTH = 40  # characters of the longest bar in a terminal
-_CONTEXT = 80  # characters beside a change in a terminal, and of each end of a long change
-_SPANS = 15  # changed and unchanged parts of an example in a terminal
 
 
 def compute_statistics(
@@ -217,26 +215,6 @@ def _bars(histogram: Mapping) -> list[str]:
 
 def format_examples(statistics: Mapping, *, colour: bool) -> str:
     """An example of each sort; without colours, changes are [-deleted-] and {+inserted+}."""
-    examples = [example for example in statistics["examples"] if example["rank"] == 1]
-    return "\n\n".join("\n".join(_example(example, colour)) for example in examples)
-
-
-def _cut(text: str) -> str:
-    """The two ends of a long text."""
-    return text if len(text) <= 2 * _CONTEXT else f"{text[:_CONTEXT]} … {text[-_CONTEXT:]}"
-
-
-def _example(example: Mapping, colour: bool) -> list[str]:
-    names = [example["id"] and f"row {example['id']}", example["annotator"], example["kind"]]
-    about = ", ".join(filter(None, [*names, f"{example['word_change_ratio']:.3f}"]))
-    head = f"-- {example['sort']} changed: edit {example['row']}: {about}"
-    marks = {"original": ("[-", "-]"), "edited": ("{+", "+}")}
-    if colour:
-        marks = {"original": ("\x1b[31;9m", "\x1b[0m"), "edited": ("\x1b[32;4m", "\x1b[0m")}
-    prompt = f"{example['instruction']}\n{example['input']}".strip()
-    lines = [head, f"{'prompt':<9} {prompt if len(prompt) <= 200 else f'{prompt[:199]}…'}"]
-    for side, (start, end) in marks.items():
-        spans = [(_cut(text), changed) for text, changed in example[side][:_SPANS]]
-        text = "".join(f"{start}{text}{end}" if changed else text for text, changed in spans)
-        lines.append(f"{side:<9} {text}" + " …" * (len(example[side]) > _SPANS))
-    return lines
+    template = html.ENVIRONMENT.get_template("feedback/edits/assets/edits.txt")
+    text = template.render(examples=statistics["examples"], colour=colour)
+    return text.removesuffix("\n")

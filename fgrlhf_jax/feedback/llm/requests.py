@@ -195,10 +195,8 @@ def _send_concurrently(
     if isinstance(send, Client):
         send.before_retry = usage.before_try
     runner = asyncio.Runner(loop_factory=asyncio.new_event_loop)
-    with (
-        ThreadPoolExecutor(1) as thread,  # the caller's may run a loop, as in a notebook
-        contextlib.ExitStack() as stack,
-    ):
+    # The caller's thread may run a loop, as in a notebook.
+    with ThreadPoolExecutor(1) as thread, contextlib.ExitStack() as stack:
         stack.callback(lambda: thread.submit(runner.close).result())
 
         def run(coroutine):

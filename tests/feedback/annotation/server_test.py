@@ -125,7 +125,8 @@ def test_names():
 
 TAGS = {"div", "p", "small", "b", "bdi", "del", "ins", "progress", "details", "summary"}
 TAGS |= {"button", "section", "span"}
-COUNTS = dict.fromkeys(("rows", "overlap", "done", "mine", "left"), 1)
+COUNTS = dict.fromkeys(("rows", "overlap", "done", "mine", "left", "open_elsewhere"), 1)
+COUNTS["skipped_by"] = {EVIL: 1}
 DECIDED = Item("1", EVIL, "", "x"), Decision("1", EVIL, EVIL, EVIL, 0, (EVIL,), EVIL), []
 
 
@@ -136,7 +137,7 @@ DECIDED = Item("1", EVIL, "", "x"), Decision("1", EVIL, EVIL, EVIL, 0, (EVIL,), 
         (render("prompt", Item(EVIL, "", "", "x", turns=((EVIL, EVIL),))), 1),
         (difference(EVIL, f"{EVIL} more", 0.5), 1),
         (difference("more", EVIL, 0.5), 1),
-        (render("note", EVIL), 0),
+        (render("no_row", COUNTS, EVIL, EVIL), 0),
         (render("progress", COUNTS, EVIL), 0),
         (render("edits", {EVIL: [EVIL]}, EVIL), 0),
         (render("versions", [(EVIL, EVIL)]), 1),
