@@ -14,7 +14,7 @@ from annotations_cases import accept_next
 from request_cases import launch
 
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.feedback.annotation import formats, server
+from fgrlhf_jax.feedback.annotation import exports, formats, server
 from fgrlhf_jax.feedback.annotation.items import EDITED, Decision, Item, input_digest
 from fgrlhf_jax.feedback.annotation.page import LONGEST, Page
 from fgrlhf_jax.feedback.annotation.store import Annotations
@@ -198,7 +198,7 @@ def test_rows_without_a_response_to_edit_are_left_out_and_counted(refusal, capsy
         rows = [json.loads(ROW), empty, empty | {"output": "x" * (LONGEST + 1)}]
     else:
         decision = Decision("1", "Ann", "skipped", " ")
-        rows = [formats.argilla_row(Item("1", "Say.", "", " "), [decision])]
+        rows = [exports.argilla_row(Item("1", "Say.", "", " "), [decision])]
         for id, text in (("2", "1"), ("3", "x" * (LONGEST + 1))):
             rows.append(rows[0] | {"id": id, "fields": {"instruction": "Say.", "response": text}})
     Path("rows.json").write_text(json.dumps([*rows, {"fields": 3}]))

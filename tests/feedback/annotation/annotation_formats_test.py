@@ -9,7 +9,7 @@ import pytest
 
 from fgrlhf_jax.data import sources
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.feedback.annotation import formats
+from fgrlhf_jax.feedback.annotation import exports, formats
 from fgrlhf_jax.feedback.annotation.items import EDITED, FINE, SKIPPED, Decision, Item
 
 ITEMS = [
@@ -153,7 +153,7 @@ def test_an_export_of_label_studio(read):
 
 def test_our_rows_after_a_trip_through_label_studio(read):
     """It numbers everything, puts numbers in place of predictions, and may drop meta."""
-    row = formats.label_studio_row(ITEMS[0], DECISIONS[:2])
+    row = exports.label_studio_row(ITEMS[0], DECISIONS[:2])
     row |= {"id": 12, "predictions": [286], "drafts": [], "meta": {}, "project": 3}
     for number, annotation in enumerate(row["annotations"]):
         annotation |= {"id": 40 + number, "completed_by": 1, "lead_time": 12.5, "task": 12}
@@ -193,7 +193,7 @@ def test_a_suggestion_that_is_no_text_is_none(read, value):
 
 
 def test_a_row_for_argilla():
-    row = formats.argilla_row(ITEMS[0], DECISIONS[:1])
+    row = exports.argilla_row(ITEMS[0], DECISIONS[:1])
     (answer,) = row["responses"].pop("edited")
     user = answer.pop("user_id")
     assert (str(uuid.UUID(user)), answer) == (user, {"value": "In France.", "status": "submitted"})
@@ -205,7 +205,7 @@ def test_a_row_for_argilla():
 
 
 def test_a_row_for_label_studio():
-    row = formats.label_studio_row(ITEMS[0], DECISIONS[:2])
+    row = exports.label_studio_row(ITEMS[0], DECISIONS[:2])
     data = {"id": "a", "instruction": "Where is Paris?", "input": ""}
     assert row["data"] == {**data, "response": "In Germany, <b>I</b> think."}
     first, second = row["annotations"]
