@@ -25,8 +25,6 @@ MEASURES = {
     "words_edited": "words of the edited",
     "changes": "changes in a response",
 }
-KINDS = {kind: f"only {kind}" for kind in ("insert", "delete", "replace")}
-KINDS |= {"mixed": "mix these", "none": "change no word"}
 HISTOGRAMS = ("word_change_ratio", "token_change_ratio", "length_change")
 QUANTILES = {"q05": 0.05, "q25": 0.25, "median": 0.5, "q75": 0.75, "q95": 0.95}
 _RATIO_BINS, _NUMBER_BINS = 20, 30
@@ -165,34 +163,8 @@ def _side(parts: Sequence[tuple[str, str]], other: str) -> list[tuple[str, bool]
 
 def format_figures(statistics: Mapping) -> str:
     """Tables, histograms and what a filter would set aside, as text."""
-    kinds = [
-        f"{n} {KINDS[kind]} ({100 * statistics['shares'][kind]:.1f} %)"
-        for kind, n in statistics["kinds"].items()
-        if n or kind != "none"
-    ]
-    lines = [f"{statistics['n']} edits: {', '.join(kinds)}", ""]
-    lines.append(" " * 22 + "".join(f"{name:>7}" for name in ("mean", *QUANTILES)))
-    for measure, name in MEASURES.items():
-        digits = 3 if "ratio" in name else 1
-        cells = (f" {value:>6.{digits}f}" for value in statistics.get(measure, {}).values())
-        lines += [f"{name:<22}{''.join(cells)}"] if measure in statistics else []
-    for measure, bins in statistics["histograms"].items():
-        lines += ["", MEASURES[measure], *_bars(bins)]
-    if annotators := statistics["annotators"]:
-        width = max(10, *map(len, annotators)) + 1
-        heads = "".join(f"{kind:>8}" for kind in minimality.KINDS)
-        lines += ["", f"{'annotator':<{width}}{'n':>6}{'median':>7}{heads}"]
-        for name, each in annotators.items():
-            cells = "".join(f"{100 * share:>6.1f} %" for share in each["shares"].values())
-            median = each["word_change_ratio"]["median"]
-            lines.append(f"{name:<{width}}{each['n']:>6}{median:>7.3f}{cells}")
-    faults = ", ".join(f"{n} {fault}" for fault, n in statistics["faults"].items() if n)
-    limit = f"max_change_ratio={statistics['max_change_ratio']:g}"
-    lines += ["", f"rows that a filter with {limit} would set aside: {faults or 'none'}"]
-    if statistics["aside"]:
-        reasons = ", ".join(f"{n} {reason}" for reason, n in statistics["aside"].items())
-        lines.append(f"set aside when they were collected: {reasons}")
-    return "\n".join(lines)
+    bars = {measure: _bars(bins) for measure, bins in statistics["histograms"].items()}
+    return _render("figures.txt", statistics, bars=bars, measures=MEASURES, quantiles=QUANTILES)
 
 
 def _bars(histogram: Mapping) -> list[str]:
@@ -215,6 +187,9 @@ def _bars(histogram: Mapping) -> list[str]:
 
 def format_examples(statistics: Mapping, *, colour: bool) -> str:
     """An example of each sort; without colours, changes are [-deleted-] and {+inserted+}."""
-    template = html.ENVIRONMENT.get_template("feedback/edits/assets/edits.txt")
-    text = template.render(examples=statistics["examples"], colour=colour)
-    return text.removesuffix("\n")
+    return _render("examples.txt", statistics, colour=colour)
+
+
+def _render(name: str, statistics: Mapping, **values) -> str:
+    template = html.ENVIRONMENT.get_template(f"feedback/edits/assets/{name}")
+    return template.render(statistics=statistics, **values).removesuffix("\n")
