@@ -24,10 +24,10 @@ from fgrlhf_jax.data import sources
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.edits import request as edit_requests
 from fgrlhf_jax.feedback.edits.minimality import measure
-from fgrlhf_jax.feedback.llm.cache import append_rows, rejected_path
 from fgrlhf_jax.feedback.llm.client import Reply, Request, estimate_tokens
 from fgrlhf_jax.feedback.llm.requests import Rejected, request_key
 from fgrlhf_jax.feedback.llm.template import PromptTemplate
+from fgrlhf_jax.runtime.continued_rows import append_rows, rejected_path
 from fgrlhf_jax.runtime.files import read_jsonl
 from fgrlhf_jax.tiny_world.datasets import make_instructions
 from launch.shared import asking, cli, reading

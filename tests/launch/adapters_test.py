@@ -15,9 +15,9 @@ from bad_input_cases import read_files
 from ppo_cases import launch
 
 from fgrlhf_jax import LanguageModel, RewardModel, SamplingParams
-from fgrlhf_jax.feedback.llm.cache import rejected_path
 from fgrlhf_jax.models import hf_load, hf_save
 from fgrlhf_jax.models.checksums import ADAPTER, BASE
+from fgrlhf_jax.runtime.continued_rows import rejected_path
 from fgrlhf_jax.runtime.files import read_jsonl, write_json, write_jsonl
 from launch import collect_edits, evaluate, evaluate_rm, generate, ppo, score
 

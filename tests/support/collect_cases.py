@@ -2,7 +2,7 @@
 
 import re
 
-from fgrlhf_jax.feedback.llm.cache import rejected_path
+from fgrlhf_jax.runtime.continued_rows import rejected_path
 from fgrlhf_jax.runtime.files import write_jsonl
 from launch import collect_edits
 from launch.shared import config_files

@@ -8,9 +8,10 @@ import anyio
 import llm_server
 
 from fgrlhf_jax.feedback.llm import requests as llm_requests
-from fgrlhf_jax.feedback.llm.cache import Cache, append_rows
+from fgrlhf_jax.feedback.llm.cache import Cache
 from fgrlhf_jax.feedback.llm.client import Client, Rejected, Reply, Request
 from fgrlhf_jax.feedback.llm.requests import Usage, collect_replies, request_key
+from fgrlhf_jax.runtime.continued_rows import append_rows
 from launch.shared import config_files
 
 IDENTITY = {"provider": "openai", "model": "m", "base_url": ""}

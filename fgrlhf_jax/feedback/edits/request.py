@@ -19,9 +19,9 @@ from fgrlhf_jax.data.words import split_words
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.edits import minimality, parse
 from fgrlhf_jax.feedback.llm.answers import one_field, read_json
-from fgrlhf_jax.feedback.llm.cache import rejected_path
 from fgrlhf_jax.feedback.llm.client import LENGTH, REFUSAL, Reply
 from fgrlhf_jax.feedback.llm.template import PromptTemplate, choose_unused
+from fgrlhf_jax.runtime.continued_rows import rejected_path
 from fgrlhf_jax.runtime.files import read_jsonl
 
 SIDES = ("worse", "better")

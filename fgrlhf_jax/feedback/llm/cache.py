@@ -1,13 +1,8 @@
-"""What survives a killed process: a cache of replies, and a file of rows that is continued.
-
-Both are on the disk (fsync) before the next step is taken. Every row holds the key of its request,
-so that an interrupted file is recognised, cut where its last line is torn, and continued.
-"""
+"""A cache of replies, on the disk (fsync) before the next step is taken."""
 
 import contextlib
 import fcntl
 import os
-from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 
 from fgrlhf_jax.errors import InputError
@@ -21,7 +16,6 @@ CREATE TABLE replies (key TEXT PRIMARY KEY, text TEXT NOT NULL, stop TEXT NOT NU
   input_tokens INTEGER NOT NULL, output_tokens INTEGER NOT NULL) WITHOUT ROWID;
 PRAGMA user_version = {VERSION}"""
 BUSY_TIMEOUT = 60.0  # seconds to wait for other processes that use it
-KEY = "request_key"  # the field of a row with the key of its request
 
 
 class Cache:
@@ -66,65 +60,3 @@ class Cache:
     def close(self) -> None:
         self._database.close()
         os.close(self._claims)
-
-
-def rejected_path(output: Path) -> Path:
-    """The file beside ``output`` for rejected rows."""
-    return output.with_name(f"{output.stem}.rejected{output.suffix}")
-
-
-def append_rows(
-    output: Path, keys: Sequence[str], rows: Callable[[int], Generator[tuple[dict, bool]]]
-) -> tuple[int, int]:
-    """Appends one row for each key, in order, to ``output`` or to the file of rejected rows.
-
-    Args:
-      output: a JSONL file, continued where it stopped, however it stopped: it ends up byte for byte
-        as if it never had.
-      keys: the key of everything that determines a row, for all rows of the complete file.
-      rows: called with the number of rows that exist already, gives the others: (row, whether it
-        goes to ``output``).
-
-    Returns how many rows each file holds.
-    """
-    paths = (Path(output), rejected_path(Path(output)))
-    with contextlib.ExitStack() as stack:
-        try:
-            lock = files.Lock(paths[0].with_name(f".{paths[0].name}.lock"))
-            stack.callback(lock.close)
-            counts = _count_written(paths, keys)
-            writers = [stack.enter_context(contextlib.closing(files.JsonlFile(p))) for p in paths]
-        except BlockingIOError as error:
-            raise InputError(f"{output}: another process is writing it; wait for it") from error
-        except OSError as error:
-            raise InputError(f"{output}: cannot be written ({error.strerror})") from error
-        done = sum(counts)
-        remaining = stack.enter_context(contextlib.closing(rows(done)))
-        for key, (row, accepted) in zip(keys[done:], remaining, strict=True):
-            number = 0 if accepted else 1
-            with files.as_input_error(paths[number]):
-                writers[number].append(files.json_line({**row, KEY: key[:16]}))
-            counts[number] += 1
-        if not counts[1]:
-            paths[1].unlink(missing_ok=True)
-    return counts[0], counts[1]
-
-
-def _count_written(paths: Sequence[Path], keys: Sequence[str]) -> list[int]:
-    """How many rows each file has, which together must be of the first of ``keys``, in order."""
-    to_do, counts = "choose another output, or move this one away", [0] * len(paths)
-    contents = [path.read_bytes() if path.exists() else b"" for path in paths]
-    rows = [files.parse_jsonl(*each, to_do) for each in zip(contents, paths, strict=True)]
-    written = [[isinstance(row, dict) and row.get(KEY) for row in of_file] for of_file in rows]
-    for key in keys:
-        heads = [row_keys[n : n + 1] for n, row_keys in zip(counts, written, strict=True)]
-        if [key[:16]] not in heads:
-            break
-        counts[heads.index([key[:16]])] += 1
-    for path, row_keys, count in zip(paths, written, counts, strict=True):
-        if count < len(row_keys):
-            raise InputError(
-                f"{path}:{count + 1}: does not belong to row {sum(counts) + 1} of the input: it is "
-                f"no output of this command, or what is asked with the input has changed; {to_do}"
-            )
-    return counts

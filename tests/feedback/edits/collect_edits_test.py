@@ -19,8 +19,8 @@ from request_cases import cached_prompts
 
 from fgrlhf_jax.data import records, sources
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.feedback.llm.cache import rejected_path
 from fgrlhf_jax.feedback.llm.client import Request
+from fgrlhf_jax.runtime.continued_rows import rejected_path
 from fgrlhf_jax.runtime.files import read_jsonl, write_jsonl
 from launch import collect_edits
 from launch.shared import asking, config_files

@@ -11,8 +11,8 @@ from fgrlhf_jax.data import sources
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.edits import request
 from fgrlhf_jax.feedback.edits.request import NAME, EditTask, build_prompt, parse_reply
-from fgrlhf_jax.feedback.llm.cache import rejected_path
 from fgrlhf_jax.feedback.llm.client import Reply
+from fgrlhf_jax.runtime.continued_rows import rejected_path
 from fgrlhf_jax.runtime.files import write_jsonl
 
 ORIGINAL = "The capital of France is Lyon. It has many parks."
