@@ -31,7 +31,8 @@ def append_rows(
       rows: called with the number of rows that exist already, gives the others: (row, whether it
         goes to ``output``).
 
-    Returns how many rows each file holds.
+    Returns how many rows each file holds. Raises InputError if they have other keys, or cannot be
+    written, or if another process writes them.
     """
     paths = (Path(output), rejected_path(Path(output)))
     with contextlib.ExitStack() as stack:

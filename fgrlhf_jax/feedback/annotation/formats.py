@@ -33,7 +33,9 @@ def read(
       spec: a FILE.json of Argilla or Label Studio, recognised by its rows, or any source of
         ``sources.read``. An edit is a response with an edit to begin from; several edits of a row
         are one response. Rows without an id get their number; a response may be empty.
-      refused: if given, wrong rows are left out (but not all), and their messages added to it.
+      refused: if given, wrong rows are left out and their messages are added to it.
+
+    Raises InputError for the first row that is wrong, or if none is left.
     """
     convert = None
     if spec.endswith((".json", ".jsonl", ".parquet")):

@@ -88,7 +88,7 @@ def known_name(name: str, known: Sequence[str]) -> str:
 
 
 class App:
-    """The ASGI application; ``guidelines`` are HTML, ``root_path`` the address by a proxy or ""."""
+    """The ASGI application; ``guidelines`` are HTML, ``root_path`` is the proxy's address or ""."""
 
     def __init__(self, page: Page, *, host: str, root_path: str, password: str, guidelines: str):
         root = urllib.parse.urlsplit(root_path)
@@ -190,7 +190,7 @@ class App:
         return await run_in_threadpool(self.page.act, name, data)
 
     async def enter(self, data: Mapping) -> dict[str, Any]:
-        """Checks the password, one guess a second of all clients, and asks about a new name."""
+        """Checks the password (one guess a second for all clients) and asks about a new name."""
         name = clean_name(str(data.get("name", "")))
         if self.guessing.locked():
             raise InputError("somebody gave a wrong password just now; try again in a second")
