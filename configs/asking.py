@@ -23,8 +23,7 @@ MODEL_FIELDS = {
             choices=("auto", "json_schema", "text"),
         ),
         "dry_run": Field(
-            False,
-            "show three prompts and an estimate of tokens and cost, send nothing; short: --dry-run",
+            False, "show prompts and an estimate of tokens and cost, send nothing; short: --dry-run"
         ),
         "price_input": Field(0.0, "price per million input tokens, for the estimate", at_least=0),
         "price_output": Field(0.0, "price per million output tokens", at_least=0),

@@ -25,9 +25,7 @@ DEVICES = {
         "model.remat": Field(False, "recompute activations in the backward pass: less memory"),
         "model.scan_layers": Field(True, "compile one layer and scan it: compiles faster"),
         "model.attention": Field(
-            "auto",
-            "kernel; auto: the devices' flash kernel if it supports the model",
-            choices=CHOICES,
+            "auto", "kernel; auto: the devices' flash kernel where supported", choices=CHOICES
         ),
         "model.float32_gradients": Field(
             False, "with bfloat16: sum gradients of matrices over devices in float32"
@@ -59,9 +57,7 @@ LORA = {
         "lora.alpha": Field(32.0, "adapter outputs are scaled by alpha / rank", at_least=1e-6),
         "lora.rslora": Field(False, "scale by alpha / sqrt(rank) instead"),
         "lora.base_dtype": Field(
-            "float32",
-            "dtype of the frozen kernels; int8, nf4: quantized",
-            choices=(*DTYPES, *KINDS),
+            "float32", "dtype of frozen kernels; int8, nf4: quantized", choices=(*DTYPES, *KINDS)
         ),
         "lora.targets": Field(
             ".", "regular expression of the adapted layers, such as attention/q, mlp/down"

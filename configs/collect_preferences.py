@@ -14,10 +14,7 @@ GROUPS = {
         "output": Field("", "FILE.jsonl; FILE.annotations.json has every verdict"),
         "overwrite": OVERWRITE,
         "label_noise": Field(
-            0.0,
-            "share of labels to flip; AlpacaFarm's simulated annotators: 0.25",
-            at_least=0,
-            at_most=0.5,
+            0.0, "share of labels to flip; AlpacaFarm's annotators: 0.25", at_least=0, at_most=0.5
         ),
         "draws": Field("drop", "drop draws, or label them at random", choices=("drop", "random")),
     }

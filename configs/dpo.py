@@ -55,7 +55,6 @@ FIELDS = {
     if name not in _NOT_HERE
 }
 
-
 VARIANTS = {
     # Outputs degenerate with DPO at 3e-4 and with FIGA at 1e-3.
     "tiny": {"optimizer.learning_rate": 1e-4},

@@ -47,9 +47,7 @@ GROUPS = {
             "arms to compare; the arms that they depend on are trained and shown too",
         ),
         "workers": Field(
-            1,
-            "concurrent stages, each on its share of the cores; 1 if they share accelerators",
-            at_least=1,
+            1, "concurrent stages on shares of the cores; 1 if they share accelerators", at_least=1
         ),
         "model": Field("", 'FOLDER | HUB_ID that all arms start from; "": that of launch.sft'),
         "platforms": Field(
@@ -166,7 +164,6 @@ FIELDS = collect_fields(
     "files.test judge template max_prompt_length max_new_tokens sft.flags rm.flags imitate.flags "
     "ppo.flags",
 )
-
 
 # After SFT on edits, a policy keeps its greedy accuracy only with small steps near its start.
 _GENTLE = (

@@ -57,9 +57,7 @@ GROUPS = {
         "samples_per_prompt": Field(0, "responses per prompt; 0: 4 (rloo, grpo) or 1", at_least=0),
         "minibatch_size": Field(256, "responses per update", at_least=1),
         "micro_batch_size": Field(
-            0,
-            "responses of full width per backward pass, more if shorter; 0: minibatch_size",
-            at_least=0,
+            0, "full-width rows per backward pass, more if shorter; 0: minibatch_size", at_least=0
         ),
         "ppo_epochs": Field(2, "passes over a rollout", at_least=1),
         "sampling.temperature": Field(1.0, "sampling temperature", at_least=1e-6),
@@ -88,9 +86,7 @@ GROUPS = {
             0.1, "critic=shared: weight of the value loss in the backbone's gradient", at_least=0
         ),
         "ptx_weight": Field(
-            0.0,
-            "weight of the cross-entropy of minibatch_size rows of ptx_edits per update (PPO-ptx)",
-            at_least=0,
+            0.0, "PPO-ptx: weight of cross-entropy, minibatch_size ptx_edits an update", at_least=0
         ),
         "whiten_rewards": Field(
             False,
@@ -153,7 +149,6 @@ FIELDS = collect_fields(
         "save_every": 20,
     },
 )
-
 
 VARIANTS = {
     "tiny": {

@@ -30,9 +30,7 @@ GROUPS = {
             choices=SCALES,
         ),
         "consistency_weight": Field(
-            0.0,
-            "weight of the penalty on reward differences of matched unchanged tokens",
-            at_least=0,
+            0.0, "weight of a penalty on reward differences of matched unchanged tokens", at_least=0
         ),
         "model.head": Field(
             "after",
@@ -53,7 +51,6 @@ GROUPS = {
 FIELDS = collect_fields(
     *SUPERVISED, GROUPS, first=f"{SUPERVISED_FIRST} loss", defaults={"run_dir": "runs/rm"}
 )
-
 
 VARIANTS = {
     "tiny": {"data.template": "plain", "model.vocab_size": 1024, "optimizer.learning_rate": 3e-3},

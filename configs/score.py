@@ -7,8 +7,7 @@ GROUPS = {
     "": {
         "reward_model": Field("runs/rm_tiny_token_edit", REWARD_MODEL),
         "input": Field(
-            "runs/rm_tiny_token_edit/data/test.jsonl",
-            "edits, preferences or instructions with responses",
+            "runs/rm_tiny_token_edit/data/test.jsonl", "edits, preferences or responses"
         ),
         "output": Field("", 'FILE.jsonl | FILE.html | FILE.svg; "": print to the terminal'),
         "overwrite": OVERWRITE,

@@ -19,7 +19,6 @@ FIELDS = collect_fields(
     },
 )
 
-
 VARIANTS = {
     "tiny": {
         "data.template": "plain",

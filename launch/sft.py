@@ -12,8 +12,6 @@ from fgrlhf_jax.training import sft
 from launch.shared import cli, embedded
 
 CONFIG = "configs/sft.py:tiny"
-
-
 check = cli.check_run
 
 

@@ -13,8 +13,6 @@ from fgrlhf_jax.reward_model import train
 from launch.shared import cli, embedded
 
 CONFIG = "configs/rm.py:tiny,token_edit"
-
-
 check = cli.check_run
 
 
