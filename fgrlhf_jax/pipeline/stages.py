@@ -10,6 +10,7 @@ are renamed to NAME.old-1, and these stages run again too.
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import os
 import re
@@ -46,8 +47,10 @@ class Stage:
 def run(
     stages: Sequence[Stage], folder: Path, *, workers: int, say: Callable[[str], None] = print
 ) -> None:
-    """Runs the stages that are not done, up to ``workers`` at a time, in order if needs allow.
+    """Runs the stages that are not done, up to ``workers`` at a time.
 
+    Of those that may start, that with the longest chain of stages after it starts first, so that
+    no chain is left to the end, where it would run alone; equal ones start in their given order.
     The output of a stage goes to ``folder/logs/NAME.log``. All share one compilation cache.
 
     Raises:
@@ -60,7 +63,13 @@ def run(
     done = set_aside(stages, find_done(stages, folder), folder, say)
     if done:
         say(f"{len(done)} of {len(stages)} stages are already done")
+
+    @functools.cache
+    def chain(name: str) -> int:
+        return 1 + max((chain(other.name) for other in stages if name in other.needs), default=0)
+
     waiting = [stage for stage in stages if stage.name not in done]
+    waiting.sort(key=lambda stage: -chain(stage.name))
     running: dict[int, tuple[Stage, float]] = {}  # by pid
     markers = {s.name: _read_marker(s, folder) for s in waiting if _has_run(s, folder)}
     if not waiting:
