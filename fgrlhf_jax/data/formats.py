@@ -117,7 +117,8 @@ def parse_row(
         groups = [parse_row(group, where, columns=named) for group in _comparisons(row, where)]
         return [record for group in groups for record in group]
     names = layout[:2]
-    answers, histories = _answers(row, names, where, columns, kind is Instruction or is_candidate)
+    may_be_blank = kind is Instruction or is_candidate
+    answers, histories = _answers(row, names, where, columns, may_be_blank)
     if kind is Edit:
         answers[1] = restore_normal_form(answers[1], answers[0])
         if "\r" in answers[0] and "\r" not in answers[1]:
@@ -134,7 +135,9 @@ def parse_row(
     if last is not None and not answers:
         answers = [last]
     if is_transcript(row.get("prompt")):
-        answers = [re.sub(r"\A(\s*Assistant:)? ?", "", text) for text in answers]
+        rests = (re.sub(r"\A(\s*Assistant:)? ?", "", text) for text in answers)
+        texts = dict(zip(names or ("output",), rests, strict=False))
+        answers = [text_of(texts, name, where, may_be_blank) for name in texts]
     if messages := tuple(Message(**turn) for turn in prompt.pop("messages", ())):
         prompt = {"instruction": "", "input": "", "messages": messages}
     if kind is Instruction:

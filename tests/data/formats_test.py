@@ -169,6 +169,7 @@ REFUSED = [
     ({"messages": [], "completion": "A"}, "messages is empty; give a prompt"),
     ({"context": SKY, "answer": "A"}, "misses the field 'instruction' .it has context, answer"),
     ({"chosen": "A b", "rejected": "A "}, "the response 'rejected' is empty"),
+    ({"prompt": "\n\nHuman: A", "chosen": "A", "rejected": "\n\nAssistant: "}, "is empty; fill"),
     ({"chosen": [*turns("a"), BLUE], "rejected": [*turns("b"), GREEN]}, "to different conver"),
     ({"prompt": SKY, "chosen": turns("a"), "rejected": [GREEN]}, "chosen does not end with"),
     ({"messages": [*turns("a", "b"), GREEN], "output": "x"}, "do not end with one of the user"),
