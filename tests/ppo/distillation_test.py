@@ -174,14 +174,6 @@ def test_a_run_nears_its_target_and_goes_on_after_a_signal(distilled, world, pri
     ppo_cases.same_run(tmp_path / "stopped", distilled)
 
 
-@pytest.mark.long
-def test_killed_and_resumed(distilled, world, prices, tmp_path):
-    run = fields(world, prices, tmp_path / "killed")
-    ppo_cases.run_until_killed(run, tmp_path / "log")
-    ppo_cases.run(run)
-    ppo_cases.same_run(tmp_path / "killed", distilled)
-
-
 def test_what_cannot_be_distilled_is_refused(in_process, world, prices, tmp_path):
     for changes, message in (
         ({"reward_model": world.token}, "algorithm=distill: .* does not price every next token"),

@@ -66,27 +66,26 @@ def test_a_run_that_lost_its_last_steps_ends_the_same(adapted, fields, tmp_path)
 @pytest.mark.long
 @pytest.mark.parametrize("module", [sft, train_rm, ppo])
 def test_killed_at_random_times(module, world, sft_fields, rm_files, tmp_path, request):
+    """Killed in a process of its own, the run ends here like one that was never killed."""
     kills = max(1, request.config.getoption("--kills") // 3)
-    rng, steps = random.Random(0), 30
+    rng, steps, default = random.Random(0), 12, ""
     if module == ppo:
         paid = ppo_cases.save_reward_model(tmp_path / "rm", "token_edit", base=world.policy)
-        fields = ppo_cases.fields(world, tmp_path / "run", reward_model=paid)
+        fields = ppo_cases.fields(world, tmp_path / "killed", reward_model=paid)
     else:
-        fields = sft_fields if module == sft else {"config": RM, "batch_size": 4, **rm_files}
-        fields = fields | {"model__path": world.policy, "run_dir": tmp_path / "run"}
+        fields = sft_fields if module == sft else {"batch_size": 4, **rm_files}
+        fields = fields | {"model__path": world.policy, "run_dir": tmp_path / "killed"}
         fields |= ppo_cases.SHORT_ROWS
-    flags = ppo_cases.flags(fields | LORA | {"steps": steps, "save_every": 2})
-    flags = [flag.replace("--config.config=", "--config=") for flag in flags]
-
-    def start(name: str) -> Command:
-        return Command({}, tmp_path / name, module.__name__, flags)
-
-    assert start("whole").end()[0] == 0
+        default = RM if module == train_rm else ""
+    fields |= LORA | {"steps": steps, "save_every": 2}
+    flags = [f"--config={default or module.CONFIG}", *ppo_cases.flags(fields)]
     for kill in range(1, kills + 1):
-        run, step = start("killed"), steps * (kill - 1 + rng.random()) / kills
-        run.until(lambda run=run, step=step: run.reached(max(1, int(step))))
-        run.end(signal.SIGKILL)
-    assert start("killed").end()[0] == 0
+        run = Command({}, tmp_path / "killed", module.__name__, flags)
+        step = max(1, int(steps * (kill - 1 + rng.random()) / kills))
+        run.until(lambda run=run, step=step: run.reached(step)).end(signal.SIGKILL)
+    assert not (tmp_path / "killed" / "finished.json").exists()
+    for name in ("killed", "whole"):
+        launch(module, fields | {"run_dir": tmp_path / name}, default)
     assert without_clock(tmp_path / "killed") == without_clock(tmp_path / "whole")
     assert contents(tmp_path / "killed/export") == contents(tmp_path / "whole/export")
 
