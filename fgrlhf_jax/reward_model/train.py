@@ -26,7 +26,9 @@ from fgrlhf_jax.reward_model.scorer import RewardModel
 from fgrlhf_jax.runtime import run_dir
 from fgrlhf_jax.training import run as training
 from fgrlhf_jax.training import setup
-from fgrlhf_jax.training.supervised import Predictor, SupervisedTrainer
+from fgrlhf_jax.training.supervised import Predictor, SupervisedTrainer, eval_step
+
+SHOWN = ("accuracy",)  # metrics of an evaluation
 
 
 def run(config: ConfigDict, sets: dict[str, list], tokenizer=None) -> dict:
@@ -92,7 +94,7 @@ def make_trainer(
         *(config, mesh, model, [*chain(*train.values())], [*validation.values()], buckets),
         pad=pad_pairs,
         losses=functools.partial(pair_losses, **settings),
-        eval_step=functools.partial(eval_step, **settings),
+        shown=SHOWN,
         flops=functools.partial(pair_flops, model.cfg),
         load_params=initial_params,
         unpad=unpad,
@@ -155,13 +157,6 @@ def pair_losses(params: dict, batch: dict, *, model: heads.TokenValueModel, **se
     return loss_B, metrics_B, value_B2S
 
 
-def eval_step(params: dict, batch: dict, **settings):
-    """Sums of loss and accuracy over a batch's real pairs, and all values float32[B, 2, S]."""
-    loss_B, metrics_B, value_B2S = pair_losses(params, batch, **settings)
-    sums = {"loss": loss_B, "accuracy": metrics_B["accuracy"]}
-    return {name: jnp.sum(x_B * batch["weight_B"]) for name, x_B in sums.items()}, value_B2S
-
-
 def unpad(value_2S: np.ndarray, pair: Pair) -> PairValues:
     """The values of a pair's response tokens."""
     i, j = pair.start_i, pair.start_j
@@ -214,7 +209,8 @@ def evaluate(
     pairs = {name: encode_by_kind(rows, name, tokenizer, data) for name, rows in sets.items()}
     lengths = [pair.length for by_kind in pairs.values() for pair in chain(*by_kind.values())]
     widths = choose_buckets(lengths, buckets)
-    step = functools.partial(eval_step, model=reward_model.module, **settings)
+    losses = functools.partial(pair_losses, model=reward_model.module, **settings)
+    step = functools.partial(eval_step, losses=losses, shown=SHOWN)
     predictor = Predictor(step, pad_pairs, mesh, widths, batch_size, unpad)
     return {name: make_tables(predictor, reward_model, kinds) for name, kinds in pairs.items()}
 

@@ -32,9 +32,6 @@ from fgrlhf_jax.training.logprobs import token_logprobs
 from fgrlhf_jax.training.setup import set_up
 from fgrlhf_jax.training.supervised import SupervisedTrainer
 
-# What a card calls these metrics, which are not of tokens.
-CARD_NAMES = {"loss": "pair_loss", "accuracy": "preferred"}
-
 
 def run(config: ConfigDict, sets: dict[str, list], tokenizer=None) -> dict:
     """Trains, evaluates and exports as ``config`` says; resumes an interrupted run.
@@ -64,10 +61,13 @@ def run(config: ConfigDict, sets: dict[str, list], tokenizer=None) -> dict:
     train, validation = ([*chain(*kinds[name].values())] for name in ("train", "validation"))
     buckets = choose_buckets([pair.length for pair in train + validation], config.data.buckets)
     trainer = make_trainer(settings, mesh, CausalLM(cfg), train, validation, buckets)
-    trained = policy.train(config, trainer)
-    figures = {CARD_NAMES.get(name, name): value for name, value in trained.validation.items()}
-    edits = kinds["validation"].get("edits", [])
-    return policy.finish(trainer, trained, setup, edits, figures)
+    return policy.run(trainer, setup, kinds["validation"].get("edits", []), card_figures)
+
+
+def card_figures(metrics: dict) -> dict:
+    """The metrics by a card's names for them, since they are not of tokens."""
+    names = {"loss": "pair_loss", "accuracy": "preferred"}
+    return {names.get(name, name): value for name, value in metrics.items()}
 
 
 def supervised_config(config: ConfigDict) -> ConfigDict:
@@ -120,7 +120,6 @@ def make_trainer(
         *(config, mesh, model, train, [validation], buckets),
         pad=pad,
         losses=functools.partial(pair_losses, model=model, settings=settings),
-        eval_step=functools.partial(eval_step, model=model, settings=settings),
         flops=functools.partial(batch_flops, model.cfg),
         reference_logprobs=reference_logprobs if settings.loss in WITH_REFERENCE else None,
     )
@@ -159,13 +158,3 @@ def pair_losses(params: dict, batch: dict, *, model: CausalLM, settings: Prefere
     logprob_B2S = pair_logprobs(params, batch, model=model)
     masks = (batch[name] for name in ("response_B2S", "changed_B2S", "reference_B22"))
     return jax.vmap(functools.partial(preference_loss, settings=settings))(logprob_B2S, *masks)
-
-
-def eval_step(params: dict, batch: dict, **options) -> tuple[dict, jax.Array]:
-    """Sums of loss and metrics over a batch's real pairs, and float32[B, 2, 2].
-
-    The latter are the third result of ``preference_loss``.
-    """
-    loss_B, metrics_B, logprob_B22 = pair_losses(params, batch, **options)
-    values = {"loss": loss_B, **metrics_B}
-    return {n: jnp.sum(x_B * batch["weight_B"]) for n, x_B in values.items()}, logprob_B22

@@ -17,6 +17,7 @@ from fgrlhf_jax.data.demonstrations import (
     response_widths,
 )
 from fgrlhf_jax.errors import InputError
+from fgrlhf_jax.functional.masking import masked_sum
 from fgrlhf_jax.models import hf_load, llama
 from fgrlhf_jax.models.flops import logits_flops, rows_flops
 from fgrlhf_jax.models.heads import CausalLM, positions_and_mask
@@ -55,10 +56,13 @@ def run(config: ConfigDict, sets: dict[str, list], tokenizer=None) -> dict:
     lengths = [row.length for rows in encoded.values() for row in rows]
     buckets = choose_buckets(lengths, config.data.buckets)
     trainer = make_trainer(config, mesh, CausalLM(cfg), *encoded.values(), buckets)
-    trained = policy.train(config, trainer)
-    metrics = trained.validation
+    return policy.run(trainer, setup, edits, with_perplexity)
+
+
+def with_perplexity(metrics: dict) -> dict:
+    """Adds perplexity, exp(loss), to the metrics."""
     metrics["perplexity"] = math.exp(min(metrics["loss"], 700.0))
-    return policy.finish(trainer, trained, setup, edits, metrics)
+    return metrics
 
 
 def make_trainer(
@@ -77,14 +81,10 @@ def make_trainer(
     def pad(rows: list[Demonstration], width: int, size: int | None = None) -> dict:
         return pad_demonstrations(rows, width, size, widths[width])
 
-    def eval_step(params: dict, batch: dict) -> tuple[dict, jax.Array]:
-        return token_sums(params, batch, model=model), batch["weight_B"]
-
     return SupervisedTrainer(
         *(config, mesh, model, train, [validation], buckets),
         pad=pad,
         **objective(model),
-        eval_step=eval_step,
         flops=functools.partial(batch_flops, model.cfg),
     )
 
@@ -95,39 +95,23 @@ def batch_flops(cfg: llama.LlamaConfig, batch: dict) -> float:
     return layers + logits_flops(cfg, _loss_mask(batch).sum())
 
 
-def token_sums(params: dict, batch: dict, *, model: CausalLM) -> dict[str, jax.Array]:
-    """Sums over the real response tokens of a batch: ``loss``, ``accuracy`` and ``tokens``.
+def objective(model: CausalLM) -> dict[str, Callable]:
+    """``losses`` and ``count`` for ``supervised.train_step``: the mean over response tokens."""
+    losses = functools.partial(token_sums, model=model)
+    return {"losses": losses, "count": lambda batch: jnp.sum(_loss_mask(batch))}
 
-    Args:
-      batch: the arrays of ``pad_demonstrations``.
 
-    Returns:
-      float32 scalars: negative log-likelihood in nats, number of tokens that greedy decoding would
-      take, number of tokens. Rows of weight 0 do not count.
+def token_sums(params: dict, batch: dict, *, model: CausalLM) -> tuple[jax.Array, dict]:
+    """Sums over the response tokens of ``pad_demonstrations``' rows of weight 1, float32.
+
+    They are the negative log-likelihood in nats, and ``accuracy``: the number of tokens that greedy
+    decoding would take.
     """
     tokens_BS, columns_BT = batch["tokens_BS"], batch["columns_BT"]
     inputs = tokens_BS, *positions_and_mask(batch["mask_BS"])
     logprob_BT, is_likeliest_BT = token_logprobs(params, model, inputs, columns_BT - 1, columns_BT)
     mask_BT = _loss_mask(batch)
-
-    def total(x_BT):
-        return jnp.sum(jnp.where(mask_BT, x_BT, 0.0))
-
-    return {
-        "loss": total(-logprob_BT),
-        "accuracy": total(is_likeliest_BT),
-        "tokens": total(jnp.float32(1)),
-    }
-
-
-def objective(model: CausalLM) -> dict[str, Callable]:
-    """``losses`` and ``count`` for ``supervised.train_step``: the mean over response tokens."""
-
-    def losses(params: dict, batch: dict) -> tuple[jax.Array, dict]:
-        sums = token_sums(params, batch, model=model)
-        return sums["loss"], {"accuracy": sums["accuracy"]}
-
-    return {"losses": losses, "count": lambda batch: jnp.sum(_loss_mask(batch))}
+    return masked_sum(-logprob_BT, mask_BT), {"accuracy": masked_sum(is_likeliest_BT, mask_BT)}
 
 
 def _loss_mask(batch: dict) -> jax.Array:

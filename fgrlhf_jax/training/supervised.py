@@ -75,6 +75,26 @@ def train_step(
     return apply_gradients(state, grads, optimizer), metrics | {"grad_norm": optax.tree.norm(grads)}
 
 
+def eval_step(
+    params: dict,
+    batch: dict,
+    *,
+    losses: Callable[[dict, dict], tuple],
+    count: Callable[[dict], jax.Array] | None = None,
+    shown: Sequence[str] | None = None,
+) -> tuple[dict[str, jax.Array], jax.Array]:
+    """Sums of loss and metrics over a batch's real rows, and the third result of ``losses``.
+
+    ``losses`` and ``count`` are those of :func:`train_step`, ``shown`` the metrics (None: all).
+    With ``count``, the sums include ``tokens``, and the other result are the weights of the rows.
+    """
+    loss, metrics, *others = losses(params, batch)
+    sums = {"loss": loss, **{name: metrics[name] for name in shown or metrics}}
+    if count:
+        return sums | {"tokens": count(batch)}, batch["weight_B"]
+    return {name: jnp.sum(x_B * batch["weight_B"]) for name, x_B in sums.items()}, *others
+
+
 class Predictor:
     """Applies a model to rows in a few fixed shapes, with one executable per bucket.
 
@@ -146,11 +166,10 @@ class SupervisedTrainer:
       pad: ``(rows, columns, batch size or None)`` -> host arrays [B, ...], including tokens_BS and
         mask_BS, True on real tokens.
       losses, count: the objective, see :func:`train_step`.
-      eval_step: see :class:`Predictor`; sums are divided by the sum ``tokens`` if it exists, else
-        by the number of rows.
       flops: FLOPs of a forward pass over the real tokens of a host batch.
       load_params: (config, model, abstract parameters) -> initial parameters.
       unpad: see :class:`Predictor`.
+      shown: metrics of an evaluation, see :func:`eval_step`.
       reference_logprobs: computes, from the initial model, JSON that the run keeps; None: nothing.
 
     Raises:
@@ -166,12 +185,12 @@ class SupervisedTrainer:
     _: dataclasses.KW_ONLY
     pad: Callable[..., dict[str, np.ndarray]]
     losses: Callable[[dict, dict], tuple]
-    eval_step: Callable[[dict, dict], tuple[dict[str, jax.Array], jax.Array]]
     flops: Callable[[dict[str, np.ndarray]], float]
     load_params: Callable[[ConfigDict, nn.Module, dict], dict] = setup.initial_params
     unpad: Callable[[np.ndarray, Any], Any] = lambda values, row: values
     reference_logprobs: Callable[[dict], dict] | None = None
     count: Callable[[dict], jax.Array] | None = None
+    shown: Sequence[str] | None = None
 
     def __post_init__(self):
         config, buckets, mesh = self.config, self.buckets, self.mesh
@@ -184,7 +203,9 @@ class SupervisedTrainer:
         self.base_digest = ""  # of the frozen parameters, once they are loaded
         self.micro_batch_size = config.micro_batch_size or config.batch_size
         size = config.eval_batch_size or self.micro_batch_size
-        self.predictor = Predictor(self.eval_step, self.pad, mesh, buckets, size, self.unpad)
+        objective = {"losses": self.losses, "count": self.count}
+        step = functools.partial(eval_step, **objective, shown=self.shown)
+        self.predictor = Predictor(step, self.pad, mesh, buckets, size, self.unpad)
         lengths = [row.length for row in self.train]
 
         @functools.lru_cache(maxsize=2)
@@ -204,8 +225,8 @@ class SupervisedTrainer:
         )
         self.learning_rates = np.asarray(jax.vmap(rate)(jnp.arange(self.steps)))
         self.optimizer = optim.adamw(rate, **options)
-        loss = {"losses": self.losses, "count": self.count, "freeze": config.optimizer.freeze}
-        self.train_step = functools.partial(train_step, optimizer=self.optimizer, **loss)
+        objective |= {"optimizer": self.optimizer, "freeze": config.optimizer.freeze}
+        self.train_step = functools.partial(train_step, **objective)
         self.abstract = optim.abstract_state(self.params, self.optimizer, mesh)
         self.data = _digest([self.train, [*chain(*self.validation)]])
         self.compiled = {}

@@ -16,9 +16,9 @@ from fgrlhf_jax.models.flops import pair_flops, rows_flops
 from fgrlhf_jax.reward_model.combined import LogRatio
 from fgrlhf_jax.reward_model.model import score_tokens
 from fgrlhf_jax.reward_model.modules import make_module
-from fgrlhf_jax.reward_model.train import eval_step, pair_losses, unpad
+from fgrlhf_jax.reward_model.train import pair_losses, unpad
 from fgrlhf_jax.runtime import sharding
-from fgrlhf_jax.training.supervised import Predictor
+from fgrlhf_jax.training.supervised import Predictor, eval_step
 
 WEIGHTS = {"consistency_weight": 0.4, "center_weight": 0.3}
 HEADS = [("after", loss) for loss in LOSSES]
@@ -149,8 +149,8 @@ def test_predictions_are_those_of_each_response_alone():
     model, params = model_and_params("state_action", "token_full")
     pairs = [*cases().values()]
     mesh = sharding.make_mesh("1,1,1", jax.devices()[:1])
-    settings = {"loss": "token_full", **WEIGHTS}
-    step = functools.partial(eval_step, model=model, **settings)
+    losses = functools.partial(pair_losses, model=model, loss="token_full", **WEIGHTS)
+    step = functools.partial(eval_step, losses=losses)
     predictor = Predictor(step, pad_pairs, mesh, (8, 16, WIDTH), 4, unpad)
     _, scored = predictor.predict(params, pairs)
     for k, letter in enumerate("ij"):

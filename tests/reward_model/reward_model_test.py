@@ -18,10 +18,10 @@ from fgrlhf_jax.functional import reward_losses
 from fgrlhf_jax.models import heads, llama
 from fgrlhf_jax.reward_model.model import score_tokens
 from fgrlhf_jax.reward_model.modules import make_module
-from fgrlhf_jax.reward_model.train import eval_step, make_trainer, pair_losses
+from fgrlhf_jax.reward_model.train import make_trainer, pair_losses
 from fgrlhf_jax.runtime import sharding
 from fgrlhf_jax.runtime.optim import TrainState
-from fgrlhf_jax.training.supervised import train_step
+from fgrlhf_jax.training.supervised import eval_step, train_step
 
 EOS = 2
 MODELS = {
@@ -229,7 +229,8 @@ def test_gradients_are_finite_differences():
 
 def test_rows_that_only_fill_a_batch_do_not_count():
     settings = {"model": MODELS["token"], "loss": "token_edit", **WEIGHTS}
-    step = jax.jit(functools.partial(eval_step, **settings))
+    losses = functools.partial(pair_losses, **settings)
+    step = jax.jit(functools.partial(eval_step, losses=losses))
 
     def sums(pairs):
         batch = pad_pairs(pairs, 14, batch_size=4)

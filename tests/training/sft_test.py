@@ -85,18 +85,18 @@ def by_hand(examples: list[Demonstration]) -> tuple[float, int, int]:
     return loss, hits, count
 
 
-token_sums = jax.jit(functools.partial(sft.token_sums, model=MODEL))
+token_sums = jax.jit(functools.partial(supervised.eval_step, **sft.objective(MODEL)))
 
 
 def sums(batch) -> dict[str, float]:
-    return {k: float(v) for k, v in token_sums(PARAMS, batch).items()}
+    return {k: float(v) for k, v in token_sums(PARAMS, batch)[0].items()}
 
 
 @jax.jit
 @jax.grad
 def gradient(params, batch):
     """Of the mean over all response tokens."""
-    total = sft.token_sums(params, batch, model=MODEL)
+    total, _ = token_sums(params, batch)
     return total["loss"] / total["tokens"]
 
 
@@ -161,7 +161,7 @@ def test_prompts_cost_no_logits():
     """Nor their gradients: rows of 13 columns, of which 8 are responses'."""
     model = heads.CausalLM(dataclasses.replace(tiny_cases.CFG, vocab_size=96))
     batch = pad_demonstrations(TEXTS, 13, response_width=8)
-    loss = lambda params: sft.token_sums(params, batch, model=model)["loss"]  # noqa: E731
+    loss = lambda params: sft.token_sums(params, batch, model=model)[0]  # noqa: E731
     text = str(jax.make_jaxpr(jax.grad(loss))(tiny_cases.parameters(model)))
     assert "f32[8,8,96]" in text
     assert not re.search(r"f32\[(8,13|104),96\]", text)
