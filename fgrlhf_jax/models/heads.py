@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from fgrlhf_jax.models import lora
 from fgrlhf_jax.models.dense import flat_product, logits_product
 from fgrlhf_jax.models.llama import Llama, LlamaConfig
 from fgrlhf_jax.runtime import sharding
@@ -54,25 +55,13 @@ class CausalLM(nn.Module):
             self.lm_head = LogitsHead(cfg)
 
     def __call__(self, tokens_BS, positions_BS, attend) -> jax.Array:
-        return self.unembed(self.states(tokens_BS, positions_BS, attend))
+        return self.next_tokens(self.backbone(tokens_BS, positions_BS, attend))
 
-    def states(self, tokens_BS, positions_BS, attend) -> jax.Array:
-        """hidden_BSD, for callers that need logits of some columns only."""
-        return self.backbone(tokens_BS, positions_BS, attend)
-
-    def embed(self, tokens_BS: jax.Array) -> jax.Array:
-        """hidden_BSD before the first block."""
-        return self.backbone.look_up(tokens_BS)
-
-    def unembed(self, hidden_BSD: jax.Array) -> jax.Array:
-        """Logits for states from :meth:`states`."""
+    def next_tokens(self, hidden_BSD: jax.Array) -> jax.Array:
+        """Logits for the backbone's states."""
         if not self.cfg.tie_embeddings:
             return self.lm_head(hidden_BSD)
         return logits_product(hidden_BSD, self.backbone.embed.embedding, 1)
-
-    def finish(self, hidden_BSD: jax.Array) -> jax.Array:
-        """Logits for outputs of the last block."""
-        return self.unembed(self.backbone.norm(hidden_BSD).astype(self.cfg.dtype))
 
 
 HEADS = ("after", "state_action", "action")
@@ -163,27 +152,44 @@ class TokenValueModel(nn.Module):
         self.head = ScalarHead(self.cfg, self.kind, self.use_bias)
 
     def __call__(self, tokens_BS, positions_BS, attend, before_BS=None) -> jax.Array:
-        hidden_BSD = self.states(tokens_BS, positions_BS, attend)
+        hidden_BSD = self.backbone(tokens_BS, positions_BS, attend)
         return self._bound(self.head(hidden_BSD, tokens_BS, positions_BS, before_BS))
 
-    def states(self, tokens_BS, positions_BS, attend) -> jax.Array:
-        """hidden_BSD, for callers that need :meth:`prices` of some columns only."""
-        return self.backbone(tokens_BS, positions_BS, attend)
-
-    def prices(self, hidden_BSD: jax.Array) -> jax.Array:
-        """r_BSV, the reward that every next token would get in states from :meth:`states`."""
+    def next_tokens(self, hidden_BSD: jax.Array) -> jax.Array:
+        """r_BSV, the reward that every next token would get in the backbone's states."""
         return self._bound(self.head.prices(hidden_BSD))
 
     def _bound(self, value: jax.Array) -> jax.Array:
         return jnp.tanh(value / 2) if self.bounded else value
 
-    def embed(self, tokens_BS: jax.Array) -> jax.Array:
-        """hidden_BSD before the first block."""
-        return self.backbone.look_up(tokens_BS)
 
-    def finish(self, hidden_BSD: jax.Array) -> jax.Array:
-        """:meth:`prices` for outputs of the last block, r_BSV."""
-        return self.prices(self.backbone.norm(hidden_BSD).astype(self.cfg.dtype))
+def embed(model: CausalLM | TokenValueModel, tokens_BS: jax.Array) -> jax.Array:
+    """hidden_BSD before the first block; a ``method`` for ``model.apply``, as is the next."""
+    return model.backbone.look_up(tokens_BS)
+
+
+def finish(model: CausalLM | TokenValueModel, hidden_BSD: jax.Array) -> jax.Array:
+    """The model's ``next_tokens`` for outputs of the last block."""
+    return model.next_tokens(model.backbone.norm(hidden_BSD).astype(model.cfg.dtype))
+
+
+def next_tokens_at(
+    model: CausalLM | TokenValueModel, params: dict, inputs: tuple, columns_BT: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """The states in some columns, hidden_BTD, and the model's ``next_tokens`` in these, [B, T, V].
+
+    Args:
+      params: parameters of ``model``, with any adapter.
+      inputs: the model's arguments tokens_BS, positions_BS and attend.
+      columns_BT: int32.
+    """
+
+    def read(model):
+        hidden_BSD = model.backbone(*inputs)
+        hidden_BTD = jnp.take_along_axis(hidden_BSD, columns_BT[..., None], axis=1)
+        return hidden_BTD, model.next_tokens(hidden_BTD)
+
+    return nn.apply(read, model)(lora.variables(params))
 
 
 # The parameters that a model casts to its compute dtype wherever it uses them; all others, norms

@@ -250,7 +250,7 @@ def _prefill(model, weights: DecodingWeights, _, *, prompt_BP, mask_BP, columns:
     Prompts are padded on the right; ``columns`` is the number of columns of the cache.
     """
     P = prompt_BP.shape[1]
-    hidden_BPD = model.apply({"params": weights.outer}, prompt_BP, method="embed")
+    hidden_BPD = model.apply({"params": weights.outer}, prompt_BP, method=heads.embed)
     rope = llama.rotary_tables(model.cfg, heads.positions_and_mask(mask_BP)[0])
     cache = []
     for layer in weights.layers:
@@ -262,7 +262,7 @@ def _prefill(model, weights: DecodingWeights, _, *, prompt_BP, mask_BP, columns:
     cache = jax.tree.map(sharding.constrain_cache, tuple(cache))
     last_B11 = jnp.maximum(jnp.sum(mask_BP, axis=1) - 1, 0)[:, None, None]
     last_B1D = jnp.take_along_axis(hidden_BPD, last_B11, axis=1)
-    logits_B1V = model.apply({"params": weights.outer}, last_B1D, method="finish")
+    logits_B1V = model.apply({"params": weights.outer}, last_B1D, method=heads.finish)
     return logits_B1V[:, 0], cache
 
 
@@ -270,14 +270,14 @@ def _decode_token(
     model, weights: DecodingWeights, cache, *, token_B1, positions_B1, attend_BS, column
 ):
     """Logits after one more token per row, and the cache with the token in ``column``."""
-    hidden_B1D = model.apply({"params": weights.outer}, token_B1, method="embed")
+    hidden_B1D = model.apply({"params": weights.outer}, token_B1, method=heads.embed)
     rope = llama.rotary_tables(model.cfg, positions_B1)
     updated = []
     for layer, kv in zip(weights.layers, cache, strict=True):
         block = functools.partial(llama.Block(model.cfg).apply, {"params": layer})
         hidden_B1D, kv = block(hidden_B1D, rope, attend_BS, cache=(*kv, column))
         updated.append(kv)
-    logits_B1V = model.apply({"params": weights.outer}, hidden_B1D, method="finish")
+    logits_B1V = model.apply({"params": weights.outer}, hidden_B1D, method=heads.finish)
     return logits_B1V[:, 0], tuple(updated)
 
 

@@ -30,25 +30,6 @@ class Target(NamedTuple):
     beta: jax.Array  # float32 scalar, kl_coef times the std that rewards are normalized by
 
 
-def target_logits(
-    target: Target, inputs: tuple, before_BT1: jax.Array, *, models: Architectures, temperature
-) -> jax.Array:
-    """Logits of pi+ in the states before the response tokens, float32[B, T, V].
-
-    ``inputs`` are tokens, positions and mask of rows, ``before_BT1`` the columns of these states.
-    """
-
-    def outputs(model, params, method: str) -> jax.Array:
-        variables = lora.variables(params)
-        hidden_BSD = model.apply(variables, *inputs, method="states")
-        hidden_BTD = jnp.take_along_axis(hidden_BSD, before_BT1, axis=1)
-        return model.apply(variables, hidden_BTD, method=method)
-
-    reference_BTV = outputs(models.policy, target.reference, "unembed")
-    reward_BTV = outputs(models.reward_model, target.reward_model, "prices")
-    return reference_BTV / temperature + reward_BTV / target.beta
-
-
 def predict(
     params: dict,
     rows: Rows,
@@ -72,16 +53,15 @@ def predict(
     logprob_BT = entropy_BT = value_BT = jnp.zeros(before_BT.shape, jnp.float32)
     target_kl_BT = None
     if "policy" in params:
-        variables = lora.variables(params["policy"])
-        hidden_BSD = models.policy.apply(variables, *inputs, method="states")
-        hidden_BTD = jnp.take_along_axis(hidden_BSD, before_BT[..., None], axis=1)
-        logits_BTV = models.policy.apply(variables, hidden_BTD, method="unembed")
+        read = functools.partial(heads.next_tokens_at, inputs=inputs, columns_BT=before_BT)
+        hidden_BTD, logits_BTV = read(models.policy, params["policy"])
         logits_BTV = logits_BTV / settings.temperature
         token_BT = jnp.take_along_axis(rows.tokens_BS, rows.columns_BT, axis=1)
         logprob_BT, entropy_BT = jax.vmap(policy_losses.logprob_and_entropy)(logits_BTV, token_BT)
         if target is not None:
-            options = {"models": models, "temperature": settings.temperature}
-            target_BTV = target_logits(target, inputs, before_BT[..., None], **options)
+            _, reference_BTV = read(models.policy, target.reference)
+            _, reward_BTV = read(models.reward_model, target.reward_model)
+            target_BTV = reference_BTV / settings.temperature + reward_BTV / target.beta
             target_kl_BT = jax.vmap(policy_losses.kl_to_target)(logits_BTV, target_BTV)
     if "critic" in params and models.critic is None:
         head = heads.ScalarHead(models.policy.cfg, "after", True)

@@ -55,8 +55,8 @@ class LogRatio(nn.Module):
 
     def __call__(self, tokens_BS, positions_BS, attend, before_BS=None) -> jax.Array:
         def logprob(model: CausalLM) -> jax.Array:
-            hidden_BSD = model.states(tokens_BS, positions_BS, attend)
-            logits_BSV = model.unembed(state_before(hidden_BSD, before_BS))
+            hidden_BSD = model.backbone(tokens_BS, positions_BS, attend)
+            logits_BSV = model.next_tokens(state_before(hidden_BSD, before_BS))
             return jax.vmap(logprob_and_entropy)(logits_BSV, tokens_BS)[0]
 
         ratio_BS = logprob(self.policy) - self.reference_weight * logprob(self.reference)

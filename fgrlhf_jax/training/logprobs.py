@@ -4,8 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from fgrlhf_jax.functional.policy_losses import logprob_and_entropy
-from fgrlhf_jax.models import lora
-from fgrlhf_jax.models.heads import CausalLM
+from fgrlhf_jax.models.heads import CausalLM, next_tokens_at
 
 
 def token_logprobs(
@@ -23,10 +22,7 @@ def token_logprobs(
       before_BT: int32, the column before each token, whose state gives the logits.
       columns_BT: int32, the columns of the tokens.
     """
-    variables = lora.variables(params)
-    hidden_BSD = model.apply(variables, *inputs, method="states")
-    hidden_BTD = jnp.take_along_axis(hidden_BSD, before_BT[..., None], axis=1)
-    logits_BTV = model.apply(variables, hidden_BTD, method="unembed")
+    _, logits_BTV = next_tokens_at(model, params, inputs, before_BT)
     token_BT = jnp.take_along_axis(inputs[0], columns_BT, axis=1)
     logprob_BT, _ = jax.vmap(logprob_and_entropy)(logits_BTV, token_BT)
     logit_BT = jnp.take_along_axis(logits_BTV, token_BT[..., None], axis=-1)[..., 0]

@@ -58,8 +58,8 @@ def logits_and_prices(params) -> tuple[jax.Array, ...]:
     models = (POLICY, params), (POLICY, FROZEN.reference)
     every = [model.apply(lora.variables(p), *inputs) / 0.8 for model, p in models]
     variables = lora.variables(FROZEN.reward_model)
-    states = REWARD_MODEL.apply(variables, *inputs, method="states")
-    every.append(REWARD_MODEL.apply(variables, states, method="prices"))
+    states = REWARD_MODEL.apply(variables, *inputs, method=lambda model, *x: model.backbone(*x))
+    every.append(REWARD_MODEL.apply(variables, states, method="next_tokens"))
     return tuple(jnp.take_along_axis(x, before_BT1, axis=1) for x in every)
 
 

@@ -212,7 +212,7 @@ def test_a_value_head_on_the_policys_states_trains_both():
     positions = heads.positions_and_mask(jnp.concatenate([mask_BP, rollout.response_BT], axis=1))
     variables = {"params": cases.SHARED["policy"]}
     tokens_BS = jnp.concatenate([prompt_BP, responses.tokens_BT], axis=1)
-    states = jax.jit(functools.partial(POLICY.apply, method="states"))
+    states = jax.jit(functools.partial(POLICY.apply, method=lambda model, *x: model.backbone(*x)))
     hidden = states(variables, tokens_BS, *positions)
     head = cases.SHARED["critic"]["head"]
     expected = hidden[:, P - 1 : -1] @ head["kernel"][:, 0] + head["bias"][0]

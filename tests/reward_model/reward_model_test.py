@@ -116,7 +116,7 @@ def test_every_next_token_has_a_price(kind):
     tokens = np.stack(rows_of((6, 6, 6), seed=4)).astype(np.int32)
     mask = np.ones(tokens.shape, bool)
     hidden_BSD = states(params, tokens, mask)
-    price_BSV = MODELS[kind].apply({"params": params}, hidden_BSD, method="prices")
+    price_BSV = MODELS[kind].apply({"params": params}, hidden_BSD, method="next_tokens")
     assert price_BSV.shape == (3, 6, tiny_cases.CFG.vocab_size)
     gate = np.diag(head["gate"]) if kind == "state_action" else head["gate"]
     want = np.asarray(hidden_BSD, np.float64) @ gate @ head["unembed"].T + head["bias"]

@@ -51,7 +51,9 @@ def outputs(tokens_S) -> tuple[jax.Array, jax.Array]:
     """States and logits of one text without padding in front: nothing after a token matters."""
     args = heads.positions_and_mask(jnp.ones((1, 12), bool))
     variables = {"params": PARAMS}
-    states = MODEL.apply(variables, tokens_S[None], *args, method="states")
+    states = MODEL.apply(
+        variables, tokens_S[None], *args, method=lambda model, *x: model.backbone(*x)
+    )
     return states[0], MODEL.apply(variables, tokens_S[None], *args)[0]
 
 
