@@ -1,8 +1,15 @@
-"""Sums, means and last positions under a mask. Values outside it, even NaN, have no effect."""
+"""Checks, sums, means, last positions. Values outside a mask, even NaN, have no effect."""
 
 import chex
 import jax
 import jax.numpy as jnp
+
+
+def check(rank: int, values: jax.Array, *masks: jax.Array) -> None:
+    """Raises AssertionError unless these are floats and bool masks of one shape of this rank."""
+    chex.assert_equal_shape([values, *masks])
+    chex.assert_rank(values, rank)
+    chex.assert_type([values, *masks], [float, *[bool] * len(masks)])
 
 
 def masked_sum(x: jax.Array, mask: jax.Array) -> jax.Array:

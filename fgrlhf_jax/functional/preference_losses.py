@@ -1,9 +1,10 @@
 """Losses of a policy on pairs of responses, as pure functions. Each takes ONE pair.
 
 Callers ``vmap`` over the batch. S are the tokens of a padded side; a leading "2" are the two sides,
-0 the preferred or edited response (i) and 1 the other, the original (j). Log-probabilities are in
-nats; values outside the masks, even NaN, have no effect. U1 are the tokens that an edit changed
-(``changed``), U0 the other response tokens; in a preference pair every token is in U1.
+0 the preferred or edited response (i) and 1 the other, the original (j). Log-probabilities are
+float32, in nats, per token; values outside the masks, even NaN, have no effect. Masks are bool:
+``response``, the response tokens, and ``changed``, those that an edit changed (U1; U0 are the
+others). In a preference pair every token is in U1.
 """
 
 from typing import NamedTuple
@@ -12,7 +13,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from fgrlhf_jax.functional.masking import masked_mean, masked_sum
+from fgrlhf_jax.functional.masking import check, masked_mean, masked_sum
 
 LOSSES = ("dpo", "ddpo", "salt", "figa")
 WITH_REFERENCE = ("dpo", "ddpo")
@@ -68,14 +69,8 @@ def dense_logprob(
     so that longer responses do not score higher; the authors' training code does not divide. With
     gamma = 1 the sum is the log-probability, and its :func:`dpo_loss` is DPO; normalized, it is DPO
     on means.
-
-    Args:
-      logprob_S: float32 per token.
-      response_S, changed_S: bool, response tokens and those of U1.
     """
-    chex.assert_equal_shape([logprob_S, response_S, changed_S])
-    chex.assert_rank(logprob_S, 1)
-    chex.assert_type([logprob_S, response_S, changed_S], [float, bool, bool])
+    check(1, logprob_S, response_S, changed_S)
     weight_S = jnp.where(changed_S, gamma, 1.0)
     total = masked_sum(weight_S * logprob_S, response_S)
     return total / jnp.maximum(masked_sum(weight_S, response_S), 1e-6) if normalize else total
@@ -96,12 +91,8 @@ def salt_loss(
 
         mean over i's tokens of (inserted on U1, kept on U0) (-log p)
         + mean over j's tokens of (removed u on U1, original (-log p) on U0)
-
-    Args:
-      logprob_2S: float32 per token.
-      response_2S, changed_2S: bool, response tokens and those of U1.
     """
-    _check_pair(logprob_2S, response_2S, changed_2S)
+    check(2, logprob_2S, response_2S, changed_2S)
     logprob_2S = jnp.where(response_2S, logprob_2S, 0.0)
     edited_S = jnp.where(changed_2S[0], weights.inserted, weights.kept) * -logprob_2S[0]
     original_S = jnp.where(
@@ -123,15 +114,10 @@ def figa_loss(
 
     -sum_t w_t log p_t / (number of tokens with w_t != 0), where w_t is ``inserted`` (alpha) and
     ``kept`` (gamma) on i, -``removed`` (beta) and ``original`` (0) on j. As in the authors' code a
-    removed token counts only while its -log p is below ``limit``: otherwise its likelihood would
-    fall without bound.
-
-    Args:
-      logprob_2S: float32 per token.
-      response_2S, changed_2S: bool, response tokens and those of U1.
-      limit: nats.
+    removed token counts only while its -log p is below ``limit`` nats: otherwise its likelihood
+    would fall without bound.
     """
-    _check_pair(logprob_2S, response_2S, changed_2S)
+    check(2, logprob_2S, response_2S, changed_2S)
     loss_2S = -jnp.where(response_2S, logprob_2S, 0.0)
     removed_S = jnp.where(loss_2S[1] < limit, -weights.removed, 0.0)
     weight_2S = jnp.stack(
@@ -154,8 +140,6 @@ def preference_loss(
     """The loss ``settings.loss`` of one pair.
 
     Args:
-      logprob_2S: float32 per token, under the policy.
-      response_2S, changed_2S: bool, response tokens and those of U1.
       ref_logprob_22: float32, this function's third result for the reference; used by ``dpo`` and
         ``ddpo``.
 
@@ -189,9 +173,3 @@ def preference_loss(
         raise ValueError(f"loss {settings.loss!r} is not one of {LOSSES}")
     metrics["accuracy"] = 0.5 * (1.0 + jnp.sign(margin_2[0] - margin_2[1]))
     return loss, metrics, jnp.stack([score_2, sum_2], axis=1)
-
-
-def _check_pair(logprob_2S, response_2S, changed_2S) -> None:
-    chex.assert_equal_shape([logprob_2S, response_2S, changed_2S])
-    chex.assert_rank(logprob_2S, 2)
-    chex.assert_type([logprob_2S, response_2S, changed_2S], [float, bool, bool])

@@ -2,15 +2,16 @@
 
 Callers ``vmap`` over the batch. S are the columns of a padded row (prompt, response and padding); a
 leading "2" are the two sides of a pair, 0 the preferred or edited response (the paper's i) and 1
-the other (j). Masks are boolean and computed from lengths. Equations are those of Xu et al. 2024,
-"Aligning Large Language Models via Fine-grained Supervision".
+the other (j). In all functions ``reward`` are float rewards per token, ``response`` and ``changed``
+are bool masks of response tokens and of those that the edit changed (the paper's U1). Equations are
+those of Xu et al. 2024, "Aligning Large Language Models via Fine-grained Supervision".
 """
 
 import chex
 import jax
 import jax.numpy as jnp
 
-from fgrlhf_jax.functional.masking import last_token, masked_mean, masked_sum
+from fgrlhf_jax.functional.masking import check, last_token, masked_mean, masked_sum
 
 LOSSES = ("token_edit", "token_full", "tlcr", "sequence")
 SCALES = ("score", "reward")
@@ -20,42 +21,23 @@ _EPS = 1e-6  # smallest probability whose logarithm is taken
 
 
 def last_score(reward_S: jax.Array, response_S: jax.Array) -> jax.Array:
-    """Sequence score: the value at the last response token (never at a padding position).
-
-    Args:
-      reward_S: float per-token values.
-      response_S: bool, True on response tokens; at least one.
-    """
-    chex.assert_equal_shape([reward_S, response_S])
-    chex.assert_rank(reward_S, 1)
-    chex.assert_type([reward_S, response_S], [float, bool])
+    """Sequence score: the value at the last of at least one response token, never at padding."""
+    check(1, reward_S, response_S)
     return reward_S[jnp.argmax(last_token(response_S))]
 
 
 def mean_score(reward_S: jax.Array, response_S: jax.Array) -> jax.Array:
-    """Equation 1: R = (1/T) sum_t r_t over the response's own T tokens.
-
-    Args:
-      reward_S: float per-token rewards.
-      response_S: bool, True on response tokens.
-    """
-    chex.assert_equal_shape([reward_S, response_S])
-    chex.assert_rank(reward_S, 1)
-    chex.assert_type([reward_S, response_S], [float, bool])
+    """Equation 1: R = (1/T) sum_t r_t over the response's own T tokens."""
+    check(1, reward_S, response_S)
     return masked_mean(reward_S, response_S)
 
 
 def edit_score(reward_S: jax.Array, changed_S: jax.Array, response_S: jax.Array) -> jax.Array:
     """One side of Equation 4: (1/T) sum of r_t over the changed tokens U1; 0 if U1 is empty.
 
-    Args:
-      reward_S: float per-token rewards.
-      changed_S: bool, True on tokens of U1 (a subset of ``response_S``).
-      response_S: bool, True on response tokens; T is their number, not the number of changed ones.
+    T is the number of response tokens, of which U1 is a subset.
     """
-    chex.assert_equal_shape([reward_S, changed_S, response_S])
-    chex.assert_rank(reward_S, 1)
-    chex.assert_type([reward_S, changed_S, response_S], [float, bool, bool])
+    check(1, reward_S, changed_S, response_S)
     return masked_sum(reward_S, changed_S) / jnp.maximum(jnp.sum(response_S), 1)
 
 
@@ -67,9 +49,7 @@ def bradley_terry_loss(score_i: jax.Array, score_j: jax.Array) -> jax.Array:
 def consistency(reward_2S: jax.Array, partner_S: jax.Array) -> jax.Array:
     """Mean of (r^i_t - r^j_t')^2 over matched pairs of unchanged tokens; 0 if there are none.
 
-    Args:
-      reward_2S: float per-token rewards of both sides.
-      partner_S: int; for a column of side 0 the matched column of side 1, or -1.
+    ``partner_S`` is int: for a column of side 0 the matched column of side 1, or -1.
     """
     chex.assert_shape(reward_2S, (2, *partner_S.shape))
     chex.assert_rank(partner_S, 1)
@@ -91,8 +71,7 @@ def center(
     """
     if scale not in SCALES:
         raise ValueError(f"scale {scale!r} is not one of {SCALES}")
-    chex.assert_equal_shape([reward_2S, response_2S, changed_2S])
-    chex.assert_type([reward_2S, response_2S, changed_2S], [float, bool, bool])
+    check(2, reward_2S, response_2S, changed_2S)
     unchanged_2S = response_2S & ~changed_2S
     squares_2 = jnp.sum(jnp.square(jnp.where(unchanged_2S, reward_2S, 0.0)), axis=1)
     if scale == "score":
@@ -118,15 +97,9 @@ def tlcr_loss(reward_2S: jax.Array, response_2S: jax.Array, changed_2S: jax.Arra
 
     The reward is r_t = 2 D_t - 1, where D_t is the probability that the edit inserted the token.
     The loss is the mean cross-entropy of D_t and a label: 1 for inserted tokens, 0 for removed
-    tokens, 1/2 for kept tokens. At its minimum r_t = P(inserted) - P(removed).
-
-    Args:
-      reward_2S: float rewards in (-1, 1) of the edited and of the original side.
-      response_2S: bool, True on response tokens.
-      changed_2S: bool, True on tokens of U1.
+    tokens, 1/2 for kept tokens. At its minimum r_t = P(inserted) - P(removed), in (-1, 1).
     """
-    chex.assert_equal_shape([reward_2S, response_2S, changed_2S])
-    chex.assert_type([reward_2S, response_2S, changed_2S], [float, bool, bool])
+    check(2, reward_2S, response_2S, changed_2S)
     label_21 = jnp.array([[1.0], [0.0]])
     label_2S = jnp.where(changed_2S, label_21, 0.5)
     reward_2S = jnp.where(response_2S, reward_2S, 0.0)  # the gradient at NaN is NaN, masked or not
@@ -166,10 +139,7 @@ def reward_model_loss(
     pair every response token is marked as changed: Equation 4 equals Equation 3, without centring.
 
     Args:
-      reward_2S: float32 per-token values of both sides.
-      response_2S: bool, True on response tokens.
-      changed_2S: bool, True on tokens of U1.
-      partner_S: int, matched column of side 1 for each column of side 0, or -1.
+      partner_S: as for :func:`consistency`.
       loss: one of ``LOSSES``; ``token_edit`` with both weights 0 is exactly Equation 4.
       center_scale: one of ``SCALES``, see :func:`center`.
 

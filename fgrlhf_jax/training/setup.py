@@ -36,16 +36,6 @@ class Setup(NamedTuple):
     data: dict
 
 
-def set_up(config: ConfigDict, rows: list, tokenizer=None) -> Setup:
-    """The mesh, model and tokenizer of a config; see :func:`model_and_tokenizer`."""
-    mesh = make_mesh(config)
-    attention.check_devices(config.model.attention, mesh)
-    cfg, tokenizer = model_and_tokenizer(config, rows, tokenizer)
-    data = config.data.to_dict()
-    del data["buckets"]
-    return Setup(mesh, cfg, tokenizer, data)
-
-
 def make_mesh(config: ConfigDict) -> Mesh:
     """The mesh of the config; raises InputError if batches do not divide over it."""
     mesh = sharding.make_mesh(config.mesh)
@@ -59,15 +49,17 @@ def make_mesh(config: ConfigDict) -> Mesh:
     return mesh
 
 
-def model_and_tokenizer(config: ConfigDict, rows: list, tokenizer=None):
-    """The configuration of the model, and its tokenizer.
+def set_up(config: ConfigDict, rows: list, tokenizer=None) -> Setup:
+    """The mesh, model and tokenizer of a config.
 
-    Both come from the checkpoint in ``model.path``. For random weights the tokenizer is
-    ``model.tokenizer``, else ``tokenizer``, else one trained on the texts of ``rows``.
+    Model and tokenizer come from the checkpoint in ``model.path``. For random weights the tokenizer
+    is ``model.tokenizer``, else ``tokenizer``, else one trained on the texts of ``rows``.
 
     Raises InputError for an unusable checkpoint, an unknown size, or a tokenizer or lengths that do
     not fit the model.
     """
+    mesh = make_mesh(config)
+    attention.check_devices(config.model.attention, mesh)
     adapters = lora.from_config(config)
     options = {
         name: config.model[name]
@@ -106,7 +98,9 @@ def model_and_tokenizer(config: ConfigDict, rows: list, tokenizer=None):
             f"data.max_length={config.data.max_length} is more than the model's "
             f"{cfg.max_position} positions; lower it"
         )
-    return cfg, tokenizer
+    data = config.data.to_dict()
+    del data["buckets"]
+    return Setup(mesh, cfg, tokenizer, data)
 
 
 def warn_few_updates(config: ConfigDict, steps: int) -> None:
