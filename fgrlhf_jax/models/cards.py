@@ -72,16 +72,12 @@ def model_card(
     adapter: Lora | None = None,
     merged: bool = False,
 ) -> str:
-    """The card of an export.
+    """The card of an export; arguments without an explanation here are those of ``hf_save.save``.
 
     Args:
       kind: the transformers class suffix, "CausalLM" and so on; others are this project's own.
-      template: the prompt template.
       response: the text of the response "An apple." after the usage block's prompt; "" if the
         tokenizer's chat template does not give the ids that the model was trained on.
-      dtype: of the stored weights.
-      adapter: settings of the adapter, if one was trained.
-      merged: whether the adapter was merged into the weights; otherwise the export is the adapter.
     """
     facts = _adapter_facts(adapter, origin.base, merged) if adapter else {}
     adapter = None if merged else adapter

@@ -107,7 +107,12 @@ def abstract_adapter(params: dict, lora: Lora, mesh: Mesh) -> dict:
 
     Raises InputError if ``lora.targets`` matches no linear layer, or the rank is too high.
     """
-    layers = _linear_layers(params["backbone"]["layers"])
+    layers = {
+        f"{part}/{layer}": parameters["kernel"].shape  # [L, in, out]
+        for part, group in params["backbone"]["layers"].items()
+        for layer, parameters in group.items()
+        if isinstance(parameters, dict) and "kernel" in parameters
+    }
     names = [name for name in layers if re.search(lora.targets, name)]
     if not names:
         raise InputError(
@@ -128,16 +133,6 @@ def abstract_adapter(params: dict, lora: Lora, mesh: Mesh) -> dict:
             "lora_b": jax.ShapeDtypeStruct((count, lora.rank, features), jnp.float32),
         }
     return sharding.abstract({"backbone": {"layers": adapter}}, mesh)
-
-
-def _linear_layers(layers: dict) -> dict[str, tuple[int, int, int]]:
-    """The kernel shapes [L, in, out] of the linear layers by name, such as ``attention/q``."""
-    return {
-        f"{part}/{layer}": parameters["kernel"].shape
-        for part, group in layers.items()
-        for layer, parameters in group.items()
-        if isinstance(parameters, dict) and "kernel" in parameters
-    }
 
 
 def init_adapter(key: jax.Array, abstract: dict) -> dict:

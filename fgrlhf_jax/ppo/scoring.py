@@ -1,7 +1,6 @@
 """Scores prompts and responses: predictions of policy and critic, and rewards."""
 
 import functools
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -106,7 +105,15 @@ def score_rollout(
 
     def score(outputs, numbers, is_real, width):
         rows = micro_batches.take(all_rows, numbers, width)
-        predictions = _needed_predictions(params, rows, learning, predict_rows, models, settings)
+        skip = functools.partial(predict_rows, {}, rows)
+        first, *others = (
+            functools.partial(predict_rows, {name: params[name] for name in part}, rows)
+            for part in parts_of(models)
+        )
+        predictions = jax.lax.cond(learning, skip, first) if settings.one_pass else first()
+        for critic in others:
+            values = jax.lax.cond(learning, critic, skip)
+            predictions = predictions._replace(value_BT=values.value_BT)
         results = {
             "logprob_BT": predictions.logprob_BT,
             "value_BT": predictions.value_BT,
@@ -140,24 +147,3 @@ def score_rollout(
         reward_BT=reward_BT,
         **outputs,
     )
-
-
-def _needed_predictions(
-    params: dict,
-    rows: Rows,
-    learning: jax.Array,
-    predict_rows: Callable[[dict, Rows], Predictions],
-    models: Architectures,
-    settings: PPOSettings,
-) -> Predictions:
-    """Predictions of policy and critic, without those not needed, see :func:`score_rollout`."""
-    skip = functools.partial(predict_rows, {}, rows)
-    first, *others = (
-        functools.partial(predict_rows, {name: params[name] for name in part}, rows)
-        for part in parts_of(models)
-    )
-    predictions = jax.lax.cond(learning, skip, first) if settings.one_pass else first()
-    for critic in others:
-        values = jax.lax.cond(learning, critic, skip)
-        predictions = predictions._replace(value_BT=values.value_BT)
-    return predictions

@@ -12,6 +12,12 @@ from fgrlhf_jax.models.heads import CausalLM, TokenValueModel, state_before
 from fgrlhf_jax.models.llama import LlamaConfig
 
 
+def common_cfg(first: nn.Module, *others: nn.Module) -> LlamaConfig:
+    """The first model's, with the smallest number of positions of all models."""
+    positions = min(model.cfg.max_position for model in (first, *others))
+    return dataclasses.replace(first.cfg, max_position=positions)
+
+
 class Ensemble(nn.Module):
     """Several reward models; the reward is their mean minus ``penalty`` standard deviations.
 
@@ -25,9 +31,7 @@ class Ensemble(nn.Module):
 
     @property
     def cfg(self) -> LlamaConfig:
-        """The first model's, with the smallest number of positions of all models."""
-        positions = min(member.cfg.max_position for member in self.members)
-        return dataclasses.replace(self.members[0].cfg, max_position=positions)
+        return common_cfg(*self.members)
 
     def __call__(self, *inputs) -> jax.Array:
         pairs = zip(self.members, self.scales, strict=True)
@@ -49,9 +53,7 @@ class LogRatio(nn.Module):
 
     @property
     def cfg(self) -> LlamaConfig:
-        """The policy's, with the smaller number of positions of both models."""
-        positions = min(self.policy.cfg.max_position, self.reference.cfg.max_position)
-        return dataclasses.replace(self.policy.cfg, max_position=positions)
+        return common_cfg(self.policy, self.reference)
 
     def __call__(self, tokens_BS, positions_BS, attend, before_BS=None) -> jax.Array:
         def logprob(model: CausalLM) -> jax.Array:

@@ -129,9 +129,9 @@ class RewardModel:
         flat = [response for row in encoded for response in row]
         ids = [response[1:] for response in flat]
         rewards = self.score_ids(ids, max_length=max_length, **options)
-        for response, reward_T in zip(flat, rewards, strict=True):
-            response.scored.rewards.extend(reward_T.tolist())
-        return [[response.scored for response in row] for row in encoded]
+        for (response, *_), reward_T in zip(flat, rewards, strict=True):
+            response.rewards.extend(reward_T.tolist())
+        return [[response for response, *_ in row] for row in encoded]
 
     def score_ids(
         self,

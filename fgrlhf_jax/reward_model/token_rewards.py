@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -34,14 +34,6 @@ class ScoredResponse:
         return zip(self.tokens, self.rewards, strict=True)
 
 
-class EncodedResponse(NamedTuple):
-    """A response without rewards yet, and the token ids of its prompt and itself."""
-
-    scored: ScoredResponse
-    ids: list[int]
-    prompt_length: int
-
-
 def as_records(rows: Sequence[records.Record | Mapping[str, Any]]) -> list[records.Record]:
     """Checks mappings and converts them to records; records are returned unchanged."""
     return [
@@ -57,8 +49,10 @@ def first_response(row: records.Record) -> records.Instruction:
 
 def encode_responses(
     rows: Sequence[records.Record], tokenizer: Tokenizer, data: dict, max_length: int
-) -> list[list[EncodedResponse]]:
-    """The responses of each record, in the order of its fields.
+) -> list[list[tuple[ScoredResponse, list[int], int]]]:
+    """The responses of each record, in the order of its fields, without rewards yet.
+
+    With each are the token ids of its prompt and itself, and the number of the prompt's.
 
     Args:
       data: the encoding arguments of the reward model's training data.
@@ -67,7 +61,7 @@ def encode_responses(
     Raises:
       InputError: for a record without a response, or whose prompt leaves no room for one.
     """
-    encoded: list[list[EncodedResponse]] = []
+    encoded: list[list[tuple]] = []
     options = {name: data[name] for name in ("max_prompt_length", "append_eos")}
     for number, row in enumerate(rows, 1):
         texts = {name: getattr(row, name) for name in records.RESPONSES[type(row)]}
@@ -91,5 +85,5 @@ def encode_responses(
             tokens = token_texts(tokenizer, ids[start:max_length])
             changed_T = changed_T[: len(tokens)].tolist()
             scored = ScoredResponse(name, tokens, [], changed_T, is_cut or len(ids) > max_length)
-            encoded[-1].append(EncodedResponse(scored, ids[:max_length], start))
+            encoded[-1].append((scored, ids[:max_length], start))
     return encoded
