@@ -54,11 +54,10 @@ def cluster_mean(values_N: np.ndarray, record_N: np.ndarray, exact: Callable | N
 
         se² = R / (R - 1) Σ_r (s_r - m n_r)² / (Σ n_r)²
 
-    Returns:
-      ``mean``, ``se``, ``low`` and ``high`` (mean ± t se, t the 97.5 % quantile of Student's t with
-      R - 1 degrees of freedom), and the counts ``n`` of values and ``records``. Without values all
-      but the counts are None; with a single record se, low and high are None. If records do not
-      differ, low and high are ``exact(mean, R)``.
+    Returns ``mean``, ``se``, ``low`` and ``high`` (mean ± t se, t the 97.5 % quantile of Student's
+    t with R - 1 degrees of freedom), and the counts ``n`` of values and ``records``. Without values
+    all but the counts are None; with a single record se, low and high are None. If records do not
+    differ, low and high are ``alike(mean, R)``.
     """
     records, index_N = np.unique(record_N, return_inverse=True)
     result = dict.fromkeys(("mean", "se", "low", "high"))

@@ -57,17 +57,14 @@ def win_rate(
 ) -> Controlled:
     """The share of prompts that would be won at equal length.
 
+    If all lengths are equal, ``se`` is the ordinary standard error. (alpaca_eval's is the spread of
+    the predictions over instructions, which is 0 without difficulties.) Raises InputError if the
+    numbers of difficulties and prompts differ.
+
     Args:
       delta: for every prompt, characters of the reference's response minus those of the model's.
       outcomes: for every prompt 1 won, 0 lost, or between; None without a verdict.
       difficulty: of the same prompts in the same order; None for the minimal form.
-
-    Returns:
-      The win rate. If all lengths are equal, ``se`` is the ordinary standard error. (alpaca_eval's
-      is the spread of the predictions over instructions, which is 0 without difficulties.)
-
-    Raises:
-      InputError: if the numbers of difficulties and prompts differ.
     """
     delta_N = np.asarray(delta, np.float64)
     won_N = np.asarray(outcomes, np.float64)  # NaN for None

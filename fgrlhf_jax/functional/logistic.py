@@ -13,22 +13,17 @@ def predict_mean(
 ) -> tuple[float, float]:
     """The mean of the predicted shares, and its standard error.
 
-    Equal rows are summed, so that the time depends on the number of distinct rows. Penalty
-    strengths are compared by exact fits. The final fit is liblinear's, as in alpaca_eval, because
-    the digits of its figures depend on where liblinear stops.
+    The error is that by the delta method from the sandwich covariance, plus the spread of the
+    predictions. Equal rows are summed, so that the time depends on the number of distinct rows.
+    Penalty strengths are compared by exact fits. The final fit is liblinear's, as in alpaca_eval,
+    because the digits of its figures depend on where liblinear stops. Raises ImportError without
+    scikit-learn.
 
     Args:
       rows_RF: float[R, F], the features of each observation.
       won_R: float[R], the observed shares, 0 to 1.
       weight_R: float[R], the weights of the observations.
-      eval_NF: float[N, F], where to predict.
-
-    Returns:
-      The mean, and its standard error: by the delta method from the sandwich covariance, plus the
-      spread of the predictions.
-
-    Raises:
-      ImportError: without scikit-learn.
+      : float[N, F], where to predict.
     """
     from sklearn.linear_model import LogisticRegression
 

@@ -28,12 +28,7 @@ class PairValues(NamedTuple):
 def auroc(score: np.ndarray, label: np.ndarray) -> float | None:
     """Area under the ROC curve: P(score of a positive > score of a negative), ties one half.
 
-    Args:
-      score: float[n].
-      label: bool[n].
-
-    Returns:
-      The area, or None if one class is empty.
+    ``score`` is float[n], ``label`` bool[n]. None if one class is empty.
     """
     label = np.asarray(label, bool)
     positives, negatives = score[label], np.sort(score[~label])
@@ -133,14 +128,10 @@ def _format_share(value, error, n) -> str:
 
 
 def format_table(tables: dict) -> str:
-    """The metrics of ``eval.json`` as text.
+    """The metrics of ``eval.json`` (set name -> kind of pairs -> metrics) as text.
 
-    Args:
-      tables: set name -> kind of pairs -> metrics.
-
-    Returns:
-      One line per set and kind, then the rewards of unchanged and changed tokens. Shares have
-      ± one standard error and Wilson's 95 % interval.
+    One line per set and kind, then the rewards of unchanged and changed tokens. Shares have ± one
+    standard error and Wilson's 95 % interval.
     """
     lines = [
         f"{'set':<12}{'pairs':<12}{'n':>6}{'loss':>8}{'accuracy (95 %)':>24}{'changed only':>24}"

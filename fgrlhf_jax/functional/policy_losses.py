@@ -85,11 +85,9 @@ def gae(
 ) -> tuple[jax.Array, jax.Array]:
     """Generalised advantage estimation (Schulman et al. 2016, arXiv:1506.02438, Equation 16).
 
-    delta_t = r_t + gamma V_{t+1} - V_t and A_t = delta_t + gamma lam A_{t+1}; beyond the last
-    real token both V and A are 0.
-
-    Returns:
-      advantage_T and return_T = A_t + V_t, float32, 0 beyond the last token.
+    delta_t = r_t + gamma V_{t+1} - V_t and A_t = delta_t + gamma lam A_{t+1}; beyond the last real
+    token both V and A are 0. Returns advantage_T and return_T = A_t + V_t, float32, 0 beyond the
+    last token.
     """
     chex.assert_equal_shape([reward_T, value_T, response_T])
     chex.assert_rank(reward_T, 1)
@@ -139,8 +137,7 @@ def policy_loss(
 ) -> tuple[jax.Array, jax.Array]:
     """max(-A rho, -A clip(rho, 1 - eps, 1 + eps)) per token (Schulman et al. 2017, 1707.06347).
 
-    Returns:
-      The loss of every token, and bool: whether the clipped branch is the larger one.
+    Returns the loss of every token, and bool: whether the clipped branch is the larger one.
     """
     chex.assert_equal_shape([logprob_T, old_logprob_T, advantage_T])
     ratio_T = jnp.exp(logprob_T - old_logprob_T)
@@ -154,8 +151,7 @@ def value_loss(
 ) -> tuple[jax.Array, jax.Array]:
     """1/2 max((V - G)^2, (V_clip - G)^2) per token, V_clip within ``clip`` of the old value.
 
-    Returns:
-      The loss of every token, and bool: whether the clipped branch is the larger one.
+    Returns the loss of every token, and bool: whether the clipped branch is the larger one.
     """
     chex.assert_equal_shape([value_T, old_value_T, return_T])
     clipped_value_T = jnp.clip(value_T, old_value_T - clip, old_value_T + clip)
@@ -168,11 +164,7 @@ def logprob_and_entropy(logits_TV: jax.Array, token_T: jax.Array) -> tuple[jax.A
     """Log-probability of each token, and entropy of its distribution, in nats, both float32[T].
 
     The entropy has no gradient. The backward pass (one-hot minus probabilities) keeps the logits
-    only.
-
-    Args:
-      logits_TV: float, the logits of each position, already divided by any temperature.
-      token_T: int, the token at each position.
+    only. These are float, already divided by any temperature; tokens are int.
     """
     return _logprob_and_entropy(logits_TV, token_T)[0]
 

@@ -50,10 +50,8 @@ class PreferenceSettings(NamedTuple):
 def dpo_loss(logprob_2: jax.Array, ref_logprob_2: jax.Array, beta: float) -> jax.Array:
     """-log sigmoid(beta ((l_i - ref_i) - (l_j - ref_j))) (Rafailov et al. 2023, 2305.18290, Eq. 7).
 
-    Args:
-      logprob_2, ref_logprob_2: float32 log-probabilities of both responses under policy and
-        reference.
-      beta: above 0; the larger, the closer the policy stays to the reference.
+    l and ref are log-probabilities of responses under policy and reference; the larger beta, above
+    0, the closer the policy stays to the reference.
     """
     chex.assert_shape([logprob_2, ref_logprob_2], (2,))
     ratio_2 = logprob_2 - ref_logprob_2

@@ -82,11 +82,9 @@ def center(
 def pessimistic_reward(reward_N: jax.Array, penalty: float) -> jax.Array:
     """An ensemble's reward, mean_n r_n - penalty std_n r_n: lower where its models disagree.
 
-    Coste et al. 2023 (arXiv:2310.02743) subtract the variance instead.
-
-    Args:
-      reward_N: float, the rewards of N models on one scale; any axes after the first.
-      penalty: 0 gives the mean; 1, with two models, the lower reward. std is over N, not N - 1.
+    The rewards are float, of N models on one scale, with any axes after the first; std is over N,
+    not N - 1. ``penalty=0`` gives the mean; 1, with two models, the lower reward. Coste et al. 2023
+    (arXiv:2310.02743) subtract the variance instead.
     """
     chex.assert_type(reward_N, float)
     return jnp.mean(reward_N, axis=0) - penalty * jnp.std(reward_N, axis=0)

@@ -42,11 +42,8 @@ def outcomes(
 ) -> np.ndarray:
     """Wins of a policy against a reference, from a judge's scores of both on the same prompts.
 
-    Returns:
-      float[n]: 1 won, 0.5 drawn (scores within ``tolerance``), 0 lost.
-
-    Raises:
-      InputError: if the lengths differ, or a score is not finite.
+    float[n]: 1 won, 0.5 drawn (scores within ``tolerance``), 0 lost. Raises InputError if the
+    lengths differ, or a score is not finite.
     """
     scores, reference = _vector("scores", scores), _vector("reference", reference)
     if scores.size != reference.size:
@@ -63,10 +60,9 @@ def paired_bootstrap(
 ) -> dict[str, float]:
     """Bootstrap over prompts of the difference between two policies' outcomes, float[n] each.
 
-    Returns:
-      ``difference`` (mean of a - mean of b), ``low`` and ``high`` (its 95 % percentile interval, at
-      least that of :func:`clopper_pearson`), and ``not_better``, the share of rounds in which a is
-      not better than b.
+    Returns ``difference`` (mean of a - mean of b), ``low`` and ``high`` (its 95 % percentile
+    interval, at least that of :func:`without_spread`), and ``not_better``, the share of rounds in
+    which a is not better than b.
     """
     a, b = _vector("outcomes_a", outcomes_a), _vector("outcomes_b", outcomes_b)
     if a.size != b.size:
@@ -100,22 +96,19 @@ def paired_interval(
 
         V = V_seed / S + V_prompt / N - V_rest / (S N)
 
-    as in the two-way cluster variance of Cameron, Gelbach and Miller (2011). The interval is
-    mean ± t √V with Satterthwaite's degrees of freedom, which are S - 1 if the seeds dominate. With
-    one seed it is over prompts alone. If V is 0, as for equal differences, it is that of Clopper
-    and Pearson for none of N prompts. (Resampling seeds and prompts instead covers 70 to 90 %
-    rather than 95 % with three or five seeds that differ much, 99 to 100 % with seeds that do not.)
+    as in the two-way cluster variance of Cameron, Gelbach and Miller (2011). The interval is mean ±
+    t √V with Satterthwaite's degrees of freedom, which are S - 1 if the seeds dominate. With one
+    seed it is over prompts alone. If V is 0, as for equal differences, it is that of Clopper and
+    Pearson for none of N prompts. (Resampling seeds and prompts instead covers 70 to 90 % rather
+    than 95 % with three or five seeds that differ much, 99 to 100 % with seeds that do not.)
 
     Args:
       outcomes_a: float[S, N], outcomes of policy a, one row per seed, on each prompt.
       outcomes_b: float[S, N], of policy b with the same seeds on the same prompts. Either array may
         have a single row, which then serves all seeds.
 
-    Returns:
-      ``difference`` (mean of a - mean of b), and ``low`` and ``high``, its 95 % interval.
-
-    Raises:
-      InputError: if the shapes differ, or an outcome is not finite.
+    Returns ``difference`` (mean of a - mean of b), and ``low`` and ``high``, its interval. Raises
+    InputError if the shapes differ, or an outcome is not finite.
     """
     a, b = _matrix("outcomes_a", outcomes_a), _matrix("outcomes_b", outcomes_b)
     if a.shape[1] != b.shape[1] or (len(a) != len(b) and 1 not in (len(a), len(b))):
@@ -174,16 +167,15 @@ def steps_to_reach(
     share: float = 0.95,
     target: float | None = None,
 ) -> int | None:
-    """The first step at which a score reaches a target; an entry of Table 3.
+    """The first step at which a score reaches a target, an entry of Table 3; None if it never does.
+
+    None too if the best score is not above the first.
 
     Args:
       curve_steps: increasing; the first is before training.
       curve_scores: the judge's mean score at each step, preferably after :func:`smooth`.
       share: the target as a share of the gain from the first to the best score.
       target: a fixed score instead of ``share``.
-
-    Returns:
-      The step, or None if the target is never reached or the best score is not above the first.
     """
     steps, scores = list(curve_steps), _vector("curve_scores", curve_scores)
     if len(steps) != scores.size or any(a >= b for a, b in itertools.pairwise(steps)):
@@ -203,15 +195,11 @@ def permutation_test(
 
     p is the share of splits of the runs whose largest statistic, each in units of its standard
     deviation over the splits, is at least the observed one (the maximum-statistic correction of
-    Westfall and Young, 1993). If the groups do not differ, the probability that any criterion has
-    p <= α is at most α. All splits are counted if there are at most 5,000, else 5,000 random ones.
+    Westfall and Young, 1993). If the groups do not differ, the probability that any criterion has p
+    <= α is at most α. All splits are counted if there are at most 5,000, else 5,000 random ones.
 
-    Args:
-      first, second: the runs of each group, in any form that ``statistics`` accepts.
-      statistics: maps two groups of runs to one number per criterion, 0 if they do not differ.
-
-    Returns:
-      The observed statistics, and p for each criterion.
+    ``statistics`` maps two groups of runs, in any form that it accepts, to one number per
+    criterion, 0 if they do not differ. Returns the observed statistics, and p for each criterion.
     """
     runs = [*first, *second]
     indices, count = range(len(runs)), len(first)

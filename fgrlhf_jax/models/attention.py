@@ -104,9 +104,7 @@ def dense_mask(attend: jax.Array | tuple[jax.Array, jax.Array]) -> jax.Array:
 def self_attention(q_BSNH, k_BSKH, v_BSKH, attend, implementation: str) -> jax.Array:
     """Grouped-query attention of a sequence to itself, [B, S, N, H]; softmax in float32.
 
-    Args:
-      attend: rank 2 or 3 for XLA; None for any implementation.
-      implementation: from :func:`kernel`.
+    ``attend`` has rank 2 or 3 for XLA, or is None; ``implementation`` comes from :func:`kernel`.
     """
     heads = q_BSNH, k_BSKH, v_BSKH
     if attend is None and implementation == "xla":

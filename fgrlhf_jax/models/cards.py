@@ -124,12 +124,10 @@ def _adapter_facts(adapter: Lora, base: str, merged: bool) -> dict[str, str]:
 
 
 def dataset_card(name: str, file: str, **values: str | Mapping[str, str]) -> str:
-    """The card of a file of edits, preferences or instructions.
+    """The card of a file of edits, preferences or instructions, in the hub's repository ``name``.
 
-    Args:
-      name: name of the repository on the hub.
-      **values: ``made``, the origin of the rows; ``columns``, the content of each column;
-        ``figures``, counts and measurements.
+    ``values`` are ``made``, the origin of the rows; ``columns``, the content of each column; and
+    ``figures``, counts and measurements.
     """
     files = [{"config_name": "default", "data_files": file}]
     data = huggingface_hub.DatasetCardData(configs=files, tags=["fgrlhf_jax"])

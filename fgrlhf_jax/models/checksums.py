@@ -41,10 +41,8 @@ def check(folder: Path, config: dict, *, weights: bool) -> None:
     """Raises InputError, naming the file, if an export of this project was changed.
 
     Other checkpoints have no checksums; exports of earlier versions have them for weights only.
-
-    Args:
-      config: content of the folder's :func:`config_file`.
-      weights: whether to check the weights; otherwise all the small files.
+    ``config`` is the content of the folder's :func:`config_file`. Checked are the ``weights``, or
+    otherwise all the small files.
     """
     ours, own = config.get("fgrlhf", {}), config_file(folder).name
     sums = ours.get("sha256", {}) if isinstance(ours, dict) else None

@@ -20,12 +20,8 @@ def positions_and_mask(mask_BS: jax.Array) -> tuple[jax.Array, jax.Array]:
         0 1 1     0 0 1
         1 1 0     0 1 1
 
-    Args:
-      mask_BS: bool, True on real tokens.
-
-    Returns:
-      positions_BS int32, and mask_BS bool, which as ``attend`` means causal attention to real
-      tokens, see :mod:`fgrlhf_jax.models.attention`.
+    The mask, bool, is True on real tokens; positions_BS are int32. As ``attend`` it means causal
+    attention to real tokens, see :mod:`fgrlhf_jax.models.attention`.
     """
     positions_BS = jnp.maximum(jnp.cumsum(mask_BS, axis=-1, dtype=jnp.int32) - 1, 0)
     return positions_BS, mask_BS.astype(bool)
@@ -178,10 +174,8 @@ def next_tokens_at(
 ) -> tuple[jax.Array, jax.Array]:
     """The states in some columns, hidden_BTD, and the model's ``next_tokens`` in these, [B, T, V].
 
-    Args:
-      params: parameters of ``model``, with any adapter.
-      inputs: the model's arguments tokens_BS, positions_BS and attend.
-      columns_BT: int32.
+    ``params`` may have an adapter. ``inputs`` are the model's arguments tokens_BS, positions_BS and
+    attend; ``columns_BT`` int32.
     """
 
     def read(model):

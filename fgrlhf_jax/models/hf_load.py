@@ -203,10 +203,9 @@ def load_params(path: str | os.PathLike, abstract: Any) -> Any:
         ``quantize.Quantized`` kernel is quantized layer by layer as it is read. ``head/unembed``
         comes from the LM head (or the tied embedding) if the checkpoint has no such tensor.
 
-    Raises:
-      InputError: for all missing, surplus and misshapen tensors in one message; for files that are
-        truncated or differ from the checksums of an export; for NaN or infinite weights; for an
-        adapter of another base.
+    Raises InputError for all missing, surplus and misshapen tensors in one message; for files that
+    are truncated or differ from the checksums of an export; for NaN or infinite weights; for an
+    adapter of another base.
     """
     stored, digests = _base_tensors(path), {}
     if peft.recorded_digest(path):

@@ -88,9 +88,8 @@ def read_fields(config: dict, fields: dict) -> dict:
 def read_number(config: dict, name: str, kind: type, default: float | None = None) -> Any:
     """A number or bool from config.json; null counts as missing.
 
-    Raises:
-      KeyError: if it is missing and has no default.
-      ValueError: for a value of another type, such as the text "false" or 2.5 heads.
+    Raises KeyError if it is missing and has no default, and ValueError for a value of another type,
+    such as the text "false" or 2.5 heads.
     """
     value = default if config.get(name) is None else config[name]
     if value is None:

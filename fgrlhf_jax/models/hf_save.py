@@ -64,8 +64,7 @@ def save(
       merged: whether to add the adapter to the weights instead, each as it is written; quantized
         weights are written as they were computed with.
 
-    Returns:
-      A sentence on what was written and what can load it.
+    Returns a sentence on what was written and what can load it.
 
     Raises:
       InputError: if the folder cannot be written or the disk is full; an existing folder stays.

@@ -136,8 +136,7 @@ class LanguageModel:
           log: receives a line about what ends a turn in training, or with other tools, but does not
             end a response here.
 
-        Raises:
-          InputError: for an unusable model, mesh, dtype, tokenizer or template.
+        Raises InputError for an unusable model, mesh, dtype, tokenizer or template.
         """
         dtype = llama.dtype_name(dtype)
         hf_load.check_language_model(path)
@@ -158,12 +157,9 @@ class LanguageModel:
     def encode(self, prompt: Prompt) -> list[int]:
         """Token ids of a prompt in the model's template.
 
-        Args:
-          prompt: an instruction, a record or a mapping with its fields (responses are ignored), or
-            chat messages (``[{"role": "user", "content": "…"}, …]``).
-
-        Raises:
-          InputError: for other types, and for messages that the template does not accept.
+        A prompt is an instruction, a record or a mapping with its fields (responses are ignored),
+        or chat messages (``[{"role": "user", "content": "…"}, …]``). Raises InputError for other
+        types, and for messages that the template does not accept.
         """
         if isinstance(prompt, str):
             prompt = Instruction(prompt, "", "")
@@ -188,9 +184,8 @@ class LanguageModel:
           guide: improves the policy at every token, see ``reward_model.guide.load_guide``.
           batch_size: prompts at a time, rounded up to a multiple that the mesh divides.
 
-        Raises:
-          InputError: for prompts that cannot be encoded, or that leave no room for
-            ``max_new_tokens`` within the model's positions.
+        Raises InputError for prompts that cannot be encoded, or that leave no room for
+        ``max_new_tokens`` within the model's positions.
         """
         ids = [self.encode(prompt) for prompt in as_list(prompts, "prompt")]
         return self.generate_from_ids(
@@ -214,18 +209,16 @@ class LanguageModel:
         longest: int = 0,
         progress: Callable[[Iterable], Iterable] = iter,
     ) -> Generations:
-        """One response to each of N encoded prompts.
+        """One response to each of N encoded prompts, lists of token ids.
 
         Args:
-          prompts: token ids of each prompt.
           streams: two numbers below 2^32 per prompt; with the seed they give the random key.
           guide: as for :meth:`generate`.
           longest: tokens of the longest prompt of later calls, which then need no recompilation; 0:
             the longest of these.
           progress: wraps the iteration over batches.
 
-        Raises:
-          InputError: if prompt and response exceed the model's positions.
+        Raises InputError if prompt and response exceed the model's positions.
         """
         modules = [self.module, *([guide.module] if guide else [])]
         lengths = [len(ids) for ids in prompts]

@@ -275,10 +275,8 @@ def check_base(folder: Path, digests: dict[str, str]) -> None:
 def describe(lora: Lora, names: list[str], architecture: str, base: str) -> dict:
     """The adapter_config.json of an export; omitted fields have peft's defaults.
 
-    Args:
-      names: names of its tensors, without the prefix.
-      architecture: transformers' class of the model, or one of ours.
-      base: see :func:`base_name`.
+    ``names`` are those of its tensors, without the prefix; ``architecture`` is transformers' class
+    of the model, or one of ours; ``base`` see :func:`base_name`.
     """
     task = _TASKS.get(architecture.removeprefix("Llama"))
     modules = {_module(name).rpartition(".")[2] for name in names if name.endswith(_A)}

@@ -29,24 +29,21 @@ def generate_responses(
 ) -> list[dict]:
     """Responses to the prompts of records, as rows in the output format of alpaca_eval.
 
+    The rows, prompt by prompt, have the fields of ``alpaca_eval_prompt``, "output", "generator",
+    "length" (tokens, including the end), "finished"; unless greedy, "logprob" (of the response as
+    sampled); with ``score``, "reward". Raises InputError if no prompt is left, or one leaves no
+    room for a response.
+
     Args:
       records: records of any kind; their responses are ignored.
       generator: the model's name in the rows.
-      max_prompt_length: tokens; longer prompts are cut ("truncate") or left out ("drop").
+      max_prompt_length: tokens; longer prompts are cut ("truncate") or left out ("drop"), and
+        ``log`` receives a line with their number.
       samples: responses per prompt, each with the key of (seed, record, sample).
       guide, progress: as for :meth:`LanguageModel.generate_from_ids`.
       score: maps (ids of prompt and response, number of prompt ids) to a score per response;
         responses to a prompt are then sorted, best first.
       keep: number of responses to keep per prompt; 0 keeps all.
-      log: receives a line with the number of prompts cut or left out, if any.
-
-    Returns:
-      Rows, prompt by prompt, with the fields of ``alpaca_eval_prompt``, "output", "generator",
-      "length" (tokens, including the end), "finished"; unless greedy, "logprob" (of the response as
-      sampled); with ``score``, "reward".
-
-    Raises:
-      InputError: if no prompt is left, or one leaves no room for a response.
     """
     lengths = {"max_prompt_length": max_prompt_length, "overlong": overlong}
     prompts, numbers, counts = encode_prompts(

@@ -15,9 +15,8 @@ from fgrlhf_jax.ppo.algorithm import Rows
 def encode(records: list, config: ConfigDict, tokenizer, template: str) -> list[Demonstration]:
     """Encodes records as demonstrations, as for SFT; prints how many were left out or cut.
 
-    Responses have at most ``data.max_new_tokens`` tokens, like sampled ones.
-
-    Raises InputError if fewer are left than one update imitates.
+    Responses have at most ``data.max_new_tokens`` tokens, like sampled ones. Raises InputError if
+    fewer are left than one update imitates.
     """
     max_prompt, limit = config.data.max_prompt_length, config.data.max_new_tokens
     limits = {"max_length": max_prompt + limit, "max_prompt_length": max_prompt}
@@ -46,9 +45,7 @@ def draw(
 ) -> Rows | None:
     """Host arrays [U, minibatch, ...] for the U minibatches of a step; a pure function of the step.
 
-    Args:
-      demonstrations: if empty, the result is None.
-      columns: S, enough for the longest demonstration.
+    The longest demonstration has at most S = ``columns`` tokens. None if there are none.
     """
     if not demonstrations:
         return None

@@ -22,16 +22,14 @@ from fgrlhf_jax.training import run as training
 
 
 def run(config: ConfigDict, train: list, validation: list, edits: Sequence = ()) -> Path:
-    """Trains as ``config`` says; resumes an interrupted run.
+    """Trains as ``config`` (``configs/ppo.py``) says; resumes an interrupted run.
 
     Args:
-      config: ``configs/ppo.py``.
       train, validation: records with the prompts for training and for evaluation.
       edits: records to imitate if ``config.ptx_weight`` is above 0.
 
-    Returns:
-      The run folder, which has ``export`` and, if ``validation`` has edits, ``eval.json`` with
-      "corrections", as ``correction.before_and_after``.
+    Returns the run folder, which has ``export`` and, if ``validation`` has edits, ``eval.json``
+    with "corrections", as ``correction.before_and_after``.
 
     Raises as ``training.run.run``, and InputError for an unusable config, prompt file, model or
     reward function, and if the KL exceeds its limit.

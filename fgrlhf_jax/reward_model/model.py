@@ -34,16 +34,15 @@ def level_of(loss: str) -> str:
 def score_tokens(
     params: dict, tokens_BS, mask_BS, *, model: TokenValueModel, level: str
 ) -> jax.Array:
-    """The reward of every token, before normalization.
+    """The reward of every token, before normalization: float32[B, S], 0 in padding.
+
+    Use only the columns of response tokens.
 
     Args:
       params: parameters of ``model``.
       tokens_BS: int token ids of prompt and response, padded on either side.
       mask_BS: bool, True on real tokens.
       level: "token", or "sequence": the score at the last real token, 0 elsewhere.
-
-    Returns:
-      float32[B, S], 0 in padding; use only the columns of response tokens.
     """
     chex.assert_equal_shape([tokens_BS, mask_BS])
     chex.assert_type([tokens_BS, mask_BS], [int, bool])

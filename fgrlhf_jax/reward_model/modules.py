@@ -68,11 +68,8 @@ def make_module(cfg: llama.LlamaConfig, loss: str, head: str) -> heads.TokenValu
 def read_module(path: str | os.PathLike, **compute) -> tuple[heads.TokenValueModel, RewardMeta]:
     """Module and metadata of a reward model in a run folder, its ``export``, or on the hub.
 
-    Args:
-      **compute: computational fields of LlamaConfig, such as ``dtype``.
-
-    Raises:
-      InputError: if the folder is missing, is not a reward model of this project, or was changed.
+    ``compute`` are computational fields of LlamaConfig, such as ``dtype``. Raises InputError if the
+    folder is missing, is not a reward model of this project, or was changed.
     """
     folder = hf_files.resolve(path)
     file = checksums.config_file(folder)

@@ -62,9 +62,8 @@ class RewardModel:
           dtype: compute dtype, float32 or bfloat16.
           ensemble_penalty: for several reward models, see ``reward_losses.pessimistic_reward``.
 
-        Raises:
-          InputError: if the folder is missing, is not a reward model of this project, or is
-            damaged, and for an unusable mesh or dtype.
+        Raises InputError if the folder is missing, is not a reward model of this project, or is
+        damaged, and for an unusable mesh or dtype.
         """
         dtype = llama.dtype_name(dtype)
         module, meta = read_modules(path, ensemble_penalty, dtype=dtype)
@@ -120,8 +119,7 @@ class RewardModel:
             run's.
           **options: normalized, batch_size and progress, as for :meth:`score_ids`.
 
-        Raises:
-          InputError: for a record without a response, or whose prompt leaves no room for one.
+        Raises InputError as :func:`token_rewards.encode_responses`.
         """
         max_length = self.length_limit(max_length)
         rows = token_rewards.as_records(records)
@@ -173,12 +171,7 @@ class RewardModel:
         return rewards
 
     def score_tokens(self, tokens_BS, mask_BS) -> jax.Array:
-        """Raw (not normalized) rewards of every token, float32[B, S].
-
-        Args:
-          tokens_BS: int token ids of prompt and response, padded on either side.
-          mask_BS: bool, True on real tokens.
-        """
+        """Rewards of every token, not normalized, as by ``model.score_tokens``."""
         options = {"model": self.module, "level": self.meta.level}
         with jax.set_mesh(self.mesh):
             return score_tokens(self.params, tokens_BS, mask_BS, **options)

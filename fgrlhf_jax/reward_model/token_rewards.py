@@ -52,14 +52,12 @@ def encode_responses(
 ) -> list[list[tuple[ScoredResponse, list[int], int]]]:
     """The responses of each record, in the order of its fields, without rewards yet.
 
-    With each are the token ids of its prompt and itself, and the number of the prompt's.
+    With each are the token ids of its prompt and itself, and the number of the prompt's. Raises
+    InputError for a record without a response, or whose prompt leaves no room for one.
 
     Args:
       data: the encoding arguments of the reward model's training data.
       max_length: tokens of prompt and response; longer responses are cut.
-
-    Raises:
-      InputError: for a record without a response, or whose prompt leaves no room for one.
     """
     encoded: list[list[tuple]] = []
     options = {name: data[name] for name in ("max_prompt_length", "append_eos")}

@@ -32,17 +32,14 @@ SHOWN = ("accuracy",)  # metrics of an evaluation
 
 
 def run(config: ConfigDict, sets: dict[str, list], tokenizer=None) -> dict:
-    """Trains, evaluates and exports as ``config`` says; resumes an interrupted run.
+    """Trains, evaluates and exports as ``config`` (``configs/rm.py``) says, or resumes a run.
 
     Args:
-      config: ``configs/rm.py``.
       sets: records by name: ``train``, ``validation`` and optionally ``test``.
       tokenizer: for random weights; None trains one on the training records.
 
-    Returns:
-      The content of ``eval.json``.
-
-    Raises as ``training.run.run``, and InputError for an unusable config, data set or model.
+    Returns the content of ``eval.json``. Raises as ``training.run.run``, and InputError for an
+    unusable config, data set or model.
     """
     mesh, cfg, tokenizer, data = setup.set_up(config, sets["train"], tokenizer)
     model = make_module(cfg, config.loss, config.model.head)
@@ -190,19 +187,15 @@ def evaluate(
     buckets: int = 6,
     **data,
 ) -> dict[str, dict]:
-    """The tables of a reward model on sets of records.
+    """A reward model's table for each kind of pair ("edits", "preferences") of each set.
+
+    Raises InputError as :func:`encode_by_kind`.
 
     Args:
       sets: records by the name of their set, as used in messages.
       batch_size: pairs at a time, rounded up to a multiple that the mesh divides.
       buckets: maximum number of different widths that batches are padded to.
       **data: arguments of ``encode_pairs`` that replace those of the model's training.
-
-    Returns:
-      A table for each kind of pair ("edits", "preferences"), for each set.
-
-    Raises:
-      InputError: as :func:`encode_by_kind`.
     """
     data, settings = reward_model.meta.data | data, reward_model.meta.settings
     tokenizer, mesh = reward_model.tokenizer, reward_model.mesh

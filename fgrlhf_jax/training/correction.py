@@ -42,19 +42,14 @@ def evaluate(
 ) -> dict:
     """Correction accuracy of a policy on edits that it was not trained on.
 
+    Returns what ``functional.correction.summarize`` does. Raises InputError for records that are
+    not edits, if none is left, and for a reference with another tokenizer.
+
     Args:
       edits: prompts are written in the policy's template; edits longer than a model's positions are
-        left out.
+        left out, and ``log`` receives a line with their number.
       reference: a policy to compare with, usually the one before training.
       batch_size: edits at a time, rounded up to a multiple that the mesh divides.
-      log: receives a line with the number of edits left out.
-
-    Returns:
-      As ``functional.correction.summarize``.
-
-    Raises:
-      InputError: for records that are not edits, if none is left, and for a reference with another
-        tokenizer.
     """
     models = [policy] if reference is None else [policy, reference]
     if models[0].tokenizer.get_vocab() != models[-1].tokenizer.get_vocab():
@@ -89,12 +84,8 @@ def before_and_after(
 ) -> dict:
     """Correction accuracy before and after training, on at most ``MAX_EDITS`` held-out edits.
 
-    Args:
-      start: the parameters before training, of the same module; None: no comparison.
-      pairs: encoded edits; the evaluated ones are spread evenly over them.
-
-    Returns:
-      As :func:`evaluate`; {} if no change can be compared.
+    These are spread evenly over ``pairs``. ``start`` are the parameters before training; None: no
+    comparison. The result is that of :func:`evaluate`; {} if no change can be compared.
     """
     numbers = {round(k) for k in np.linspace(0, len(pairs) - 1, min(len(pairs), MAX_EDITS))}
     rows = [row for k in sorted(numbers) if (row := make_row(pairs[k])).changes]
@@ -124,9 +115,8 @@ def fluency(
 ) -> dict[str, float | int | None]:
     """How likely responses are under a model that has not seen the feedback.
 
-    Returns:
-      ``mean`` over the ``n`` non-empty responses of their mean log-probability per token, in nats,
-      without the end-of-sequence token; and its standard error ``se``.
+    ``mean``, over the ``n`` non-empty responses, of their mean log-probability per token, in nats,
+    without the end-of-sequence token; and its standard error ``se``.
     """
     logprobs = response_logprobs(model, prompts, responses, batch_size=batch_size)
     means = [logprob_T.mean(dtype=np.float64) for logprob_T in logprobs if logprob_T.size]

@@ -34,10 +34,9 @@ from fgrlhf_jax.training.supervised import SupervisedTrainer
 
 
 def run(config: ConfigDict, sets: dict[str, list], tokenizer=None) -> dict:
-    """Trains, evaluates and exports as ``config`` says; resumes an interrupted run.
+    """Trains, evaluates and exports as ``config`` (``configs/dpo.py``) says, or resumes a run.
 
     Args:
-      config: ``configs/dpo.py``.
       sets: edits and preferences by name: ``train`` and ``validation``.
       tokenizer: not used; the policy has its own.
 
@@ -140,9 +139,8 @@ def batch_flops(cfg: llama.LlamaConfig, batch: dict) -> float:
 def pair_logprobs(params: dict, batch: dict, *, model: CausalLM) -> jax.Array:
     """Log-probabilities of the response tokens of both sides, float32[B, 2, S].
 
-    Args:
-      batch: the arrays of ``pairs.pad_pairs``, and columns_BT int32: the columns of the row's
-        response tokens, in order.
+    ``batch`` has the arrays of ``pairs.pad_pairs``, and columns_BT int32: the columns of the row's
+    response tokens, in order.
     """
     tokens_BS, before_BS, columns_BT = (batch[n] for n in ("tokens_BS", "before_BS", "columns_BT"))
     before_BT = jnp.take_along_axis(before_BS, columns_BT, axis=1)

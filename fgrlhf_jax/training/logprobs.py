@@ -16,11 +16,8 @@ def token_logprobs(
 ) -> tuple[jax.Array, jax.Array]:
     """Log-probability of each token, float32[B, T] in nats; whether it is the most likely, bool.
 
-    Args:
-      params: parameters of ``model``, with any adapter.
-      inputs: the model's arguments tokens_BS, positions_BS and attend.
-      before_BT: int32, the column before each token, whose state gives the logits.
-      columns_BT: int32, the columns of the tokens.
+    ``columns_BT`` int32 are the columns of the tokens, ``before_BT`` those before each, whose
+    states give the logits; the other arguments are those of ``heads.next_tokens_at``.
     """
     _, logits_BTV = next_tokens_at(model, params, inputs, before_BT)
     token_BT = jnp.take_along_axis(inputs[0], columns_BT, axis=1)

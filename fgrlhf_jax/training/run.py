@@ -99,8 +99,8 @@ def run(config: ConfigDict, trainer: Trainer, folder: Path) -> tuple[int, dict]:
     the same results. With ``config.max_seconds`` an update remains a function of its number; the
     clock only decides which is the last one.
 
-    Returns:
-      The step and the parameters of the best evaluation; without evaluations of the last update.
+    Returns the step and the parameters of the best evaluation; without evaluations of the last
+    update.
 
     Raises:
       InputError: if a metric is not finite (nothing is saved from then on), if the trainer has a

@@ -28,10 +28,9 @@ from fgrlhf_jax.training.supervised import SupervisedTrainer
 
 
 def run(config: ConfigDict, sets: dict[str, list], tokenizer=None) -> dict:
-    """Trains, evaluates and exports as ``config`` says; resumes an interrupted run.
+    """Trains, evaluates and exports as ``config`` (``configs/sft.py``) says, or resumes a run.
 
     Args:
-      config: ``configs/sft.py``.
       sets: records by name: instructions ``train`` and ``validation``; optionally ``edits``, whose
         edited sides are the responses of ``validation``.
       tokenizer: for random weights; None trains one on the training records.

@@ -44,8 +44,7 @@ def train_step(
       freeze: the pattern of ``optimizer``, see ``optim.adamw``.
       count: the number of tokens in all micro-batches; the loss is then the mean over tokens.
 
-    Returns:
-      The new state, and float32 scalars: loss, the metrics, grad_norm.
+    Returns the new state, and float32 scalars: loss, the metrics, grad_norm.
     """
     A, tokens = batch["weight_B"].shape[0], jnp.maximum(count(batch), 1) if count else None
     trained = without_frozen(state.params, freeze)
@@ -154,11 +153,10 @@ class Predictor:
 class SupervisedTrainer:
     """A ``run.Trainer`` on the rows of a data set.
 
-    Every update is a function of its number, so a resume needs only the train state.
+    Every update is a function of its number, so a resume needs only the train state. Raises
+    InputError for impossible batch sizes or numbers of updates.
 
     Args:
-      config: ``configs/sft.py``, ``dpo.py`` or ``rm.py``.
-      mesh: see ``setup.make_mesh``.
       model: its abstract parameters are split into ``params`` (trained) and ``frozen``.
       train: encoded rows, dataclasses of arrays with a ``length``.
       validation: groups of such rows, evaluated one after the other.
@@ -171,9 +169,6 @@ class SupervisedTrainer:
       unpad: see :class:`Predictor`.
       shown: metrics of an evaluation, see :func:`eval_step`.
       reference_logprobs: computes, from the initial model, JSON that the run keeps; None: nothing.
-
-    Raises:
-      InputError: for impossible batch sizes or numbers of updates.
     """
 
     config: ConfigDict
