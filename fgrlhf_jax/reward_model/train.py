@@ -94,7 +94,6 @@ def make_trainer(
         shown=SHOWN,
         flops=functools.partial(pair_flops, model.cfg),
         load_params=initial_params,
-        unpad=unpad,
     )
 
 
@@ -167,7 +166,7 @@ def make_tables(
     """The entry of ``eval.json`` for one set of records: a table for each kind of pair."""
     meta, tables = reward_model.meta, {}
     for kind, group in pairs.items():
-        sums, scored = predictor.predict(reward_model.params, group)
+        sums, scored = predictor.predict(reward_model.params, group, unpad)
         tables[kind] = pair_metrics.compute_pair_metrics(
             scored, level=meta.level, edits=kind == "edits", center=meta.normalization.mean
         )
@@ -204,7 +203,7 @@ def evaluate(
     widths = choose_buckets(lengths, buckets)
     losses = functools.partial(pair_losses, model=reward_model.module, **settings)
     step = functools.partial(eval_step, losses=losses, shown=SHOWN)
-    predictor = Predictor(step, pad_pairs, mesh, widths, batch_size, unpad)
+    predictor = Predictor(step, pad_pairs, mesh, widths, batch_size)
     return {name: make_tables(predictor, reward_model, kinds) for name, kinds in pairs.items()}
 
 
@@ -220,7 +219,7 @@ def normalize_on_pairs(
     for kind, group in pairs.items():
         count = max(1, round(len(group) * min(1.0, limit / total)))
         chosen = [group[i] for i in np.linspace(0, len(group) - 1, count).astype(int)]
-        _, scored = predictor.predict(params, chosen)
+        _, scored = predictor.predict(params, chosen, unpad)
         values += [pair.value_j for pair in scored]
         values += [pair.value_i for pair in scored] if kind == "preferences" else []
     return fit_normalization(values, level=level)

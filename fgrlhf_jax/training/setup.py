@@ -1,11 +1,13 @@
-"""Setup of a supervised run: mesh, model, tokenizer, parameters."""
+"""Setup of a supervised run: mesh, model, tokenizer, parameters, digest of the rows."""
 
 import dataclasses
+import hashlib
 import re
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -144,3 +146,14 @@ def initial_params(config: ConfigDict, model: CausalLM, abstract: dict) -> dict:
     if "lora" in abstract:
         return {"lora": hf_load.initial_adapter(path, key, abstract["lora"])}
     return hf_load.load_params(path, abstract) if path else random_params(model, key, abstract)
+
+
+def digest(sets: list[list]) -> str:
+    """A digest of all arrays of all rows."""
+    digest = hashlib.sha256()
+    for rows in sets:
+        digest.update(np.array(len(rows)).tobytes())
+        for row in rows:
+            for value in vars(row).values():
+                digest.update(np.asarray(value).tobytes())
+    return digest.hexdigest()[:16]

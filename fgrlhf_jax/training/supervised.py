@@ -2,10 +2,8 @@
 
 import dataclasses
 import functools
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -102,7 +100,6 @@ class Predictor:
         [B, ...].
       pad: (rows, columns, batch size) -> host arrays [B, ...].
       batch_size: rows at a time, rounded up to a multiple that the mesh divides.
-      unpad: (one row's part of the array, the row) -> the result for the row.
     """
 
     def __init__(
@@ -112,21 +109,22 @@ class Predictor:
         mesh: Mesh,
         buckets: Sequence[int],
         batch_size: int,
-        unpad: Callable[[np.ndarray, Any], Any] = lambda values, row: values,
     ):
-        self.pad, self.mesh, self.buckets, self.unpad = pad, mesh, buckets, unpad
+        self.pad, self.mesh, self.buckets = pad, mesh, buckets
         self.batch_size = sharding.round_batch_size(batch_size, mesh)
         self.step = jax.jit(step, out_shardings=NamedSharding(mesh, PartitionSpec()))
         self.compiled: dict = {}
 
-    def predict(self, params: dict, rows: Sequence) -> tuple[dict[str, float], list]:
-        """The sums over all rows, and the results of ``unpad`` for each, in order."""
+    def predict(
+        self, params: dict, rows: Sequence, unpad: Callable = lambda values, row: values
+    ) -> tuple[dict[str, float], list]:
+        """The sums over all rows, and ``unpad(its part of the array, row)`` of each, in order."""
         total, results = {}, [None] * len(rows)
         for numbers, batch in self._batches(rows):
             sums, values_B = jax.device_get(self._executable(params, batch)(params, batch))
             total = {name: total.get(name, 0.0) + float(value) for name, value in sums.items()}
             for number, values in zip(numbers, values_B[: len(numbers)], strict=True):
-                results[number] = self.unpad(values, rows[number])
+                results[number] = unpad(values, rows[number])
         return total, results
 
     def warm_up(self, params: dict, rows: Sequence) -> None:
@@ -166,7 +164,6 @@ class SupervisedTrainer:
       losses, count: the objective, see :func:`train_step`.
       flops: FLOPs of a forward pass over the real tokens of a host batch.
       load_params: (config, model, abstract parameters) -> initial parameters.
-      unpad: see :class:`Predictor`.
       shown: metrics of an evaluation, see :func:`eval_step`.
       reference_logprobs: computes, from the initial model, JSON that the run keeps; None: nothing.
     """
@@ -182,7 +179,6 @@ class SupervisedTrainer:
     losses: Callable[[dict, dict], tuple]
     flops: Callable[[dict[str, np.ndarray]], float]
     load_params: Callable[[ConfigDict, nn.Module, dict], dict] = setup.initial_params
-    unpad: Callable[[np.ndarray, Any], Any] = lambda values, row: values
     reference_logprobs: Callable[[dict], dict] | None = None
     count: Callable[[dict], jax.Array] | None = None
     shown: Sequence[str] | None = None
@@ -200,14 +196,11 @@ class SupervisedTrainer:
         size = config.eval_batch_size or self.micro_batch_size
         objective = {"losses": self.losses, "count": self.count}
         step = functools.partial(eval_step, **objective, shown=self.shown)
-        self.predictor = Predictor(step, self.pad, mesh, buckets, size, self.unpad)
+        self.predictor = Predictor(step, self.pad, mesh, buckets, size)
         lengths = [row.length for row in self.train]
-
-        @functools.lru_cache(maxsize=2)
-        def plan(epoch: int):
-            return plan_epoch(lengths, config.batch_size, buckets, seed=config.seed, epoch=epoch)
-
-        self.plan, self.updates_per_epoch = plan, len(plan(0))
+        plan = functools.partial(plan_epoch, lengths, config.batch_size, buckets, seed=config.seed)
+        self.plan = functools.lru_cache(maxsize=2)(lambda epoch: plan(epoch=epoch))
+        self.updates_per_epoch = len(self.plan(0))
         self.steps = config.steps or config.epochs * self.updates_per_epoch
         if self.steps < 1:
             raise InputError(
@@ -223,7 +216,7 @@ class SupervisedTrainer:
         objective |= {"optimizer": self.optimizer, "freeze": config.optimizer.freeze}
         self.train_step = functools.partial(train_step, **objective)
         self.abstract = optim.abstract_state(self.params, self.optimizer, mesh)
-        self.data = _digest([self.train, [*chain(*self.validation)]])
+        self.data = setup.digest([self.train, [*chain(*self.validation)]])
         self.compiled = {}
 
     def batch(self, step: int) -> tuple[int, dict[str, np.ndarray]]:
@@ -301,14 +294,3 @@ class SupervisedTrainer:
         if self.config.best_metric == "loss":
             return -evaluation["validation/loss"]
         return evaluation["validation/accuracy"]
-
-
-def _digest(sets: list[list]) -> str:
-    """A digest of all arrays of all rows."""
-    digest = hashlib.sha256()
-    for rows in sets:
-        digest.update(np.array(len(rows)).tobytes())
-        for row in rows:
-            for value in vars(row).values():
-                digest.update(np.asarray(value).tobytes())
-    return digest.hexdigest()[:16]

@@ -42,7 +42,7 @@ def test_normalization_reads_the_responses_that_nobody_edited():
     pairs = {"edits": edits, "preferences": preferences}
 
     def found(limit):
-        predictor = types.SimpleNamespace(predict=lambda params, group: ({}, group))
+        predictor = types.SimpleNamespace(predict=lambda params, group, unpad: ({}, group))
         return train.normalize_on_pairs(predictor, None, pairs, "sequence", limit)
 
     def of(*values):

@@ -151,8 +151,8 @@ def test_predictions_are_those_of_each_response_alone():
     mesh = sharding.make_mesh("1,1,1", jax.devices()[:1])
     losses = functools.partial(pair_losses, model=model, loss="token_full", **WEIGHTS)
     step = functools.partial(eval_step, losses=losses)
-    predictor = Predictor(step, pad_pairs, mesh, (8, 16, WIDTH), 4, unpad)
-    _, scored = predictor.predict(params, pairs)
+    predictor = Predictor(step, pad_pairs, mesh, (8, 16, WIDTH), 4)
+    _, scored = predictor.predict(params, pairs, unpad)
     for k, letter in enumerate("ij"):
         rows = [getattr(pair, f"tokens_{letter}") for pair in pairs]
         tokens, mask = tiny_cases.laid_out(rows, "right", 0, WIDTH)
