@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import functools
 import json
 import os
 import shutil
@@ -86,8 +85,8 @@ def save(
     if architecture != LANGUAGE_MODEL:  # otherwise adapters with token rewards would load without
         config |= {"token_classification_bias": has_bias}
     with _replacing(folder) as temporary:
-        fetch = functools.partial(hf_tensors.fetch, scale=cfg.lora_scale, dtype=jnp.dtype(dtype))
-        files = hf_tensors.write(temporary, tensors, max_shard_bytes, fetch, is_whole)
+        options = {"scale": cfg.lora_scale, "dtype": jnp.dtype(dtype)}
+        files = hf_tensors.write(temporary, tensors, max_shard_bytes, is_whole, **options)
         if jax.process_index() == 0:
             kind = architecture.removeprefix("LlamaFor")
             template = _data(config).get("template", "")

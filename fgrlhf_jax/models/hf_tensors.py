@@ -3,7 +3,6 @@
 import functools
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -60,19 +59,21 @@ def stored_tensors(params, is_whole: bool) -> dict[str, tuple[Any, int | None, s
 
 
 def write(
-    folder: Path, tensors: dict[str, tuple], limit: int, fetch: Callable, is_whole: bool
+    folder: Path, tensors: dict[str, tuple], limit: int, is_whole: bool, *, scale: float, dtype
 ) -> list[str]:
     """Writes weight files of at most about ``limit`` bytes and their index; returns their names.
 
-    An adapter is one file of any size. ``fetch`` is :func:`fetch` with its keywords bound.
+    An adapter is one file of any size. ``scale`` and ``dtype`` are those of :func:`fetch`.
     """
-    stem, dtype = "model", fetch.keywords["dtype"]
+    stem = "model"
     if not is_whole:
         stem, limit = "adapter_model", 1 << 62
         tensors = {n if n.startswith("head.") else peft.PREFIX + n: t for n, t in tensors.items()}
     plan = huggingface_hub.split_state_dict_into_shards_factory(
         {name: value for name, value in tensors.items() if not name.startswith("head.")},
-        get_storage_size=functools.partial(_size, dtype=dtype),
+        get_storage_size=lambda tensor: (
+            dtype.itemsize * math.prod(hf_names.stored_shape(tensor[2], tensor[0].shape))
+        ),
         filename_pattern=f"{stem}{{suffix}}.safetensors",
         max_shard_size=limit,
     )
@@ -80,7 +81,7 @@ def write(
     files = plan.filename_to_tensors | ({SIDECAR: sidecar} if sidecar else {})
     for file, names in files.items():
         # Every process takes part in gathering a tensor; process 0 writes.
-        arrays = {name: fetch(*tensors[name]) for name in names}
+        arrays = {name: fetch(*tensors[name], scale=scale, dtype=dtype) for name in names}
         if overflown := [name for name, value in arrays.items() if not np.isfinite(value).all()]:
             raise InputError(
                 f"export.dtype={dtype}: {overflown[0]} has numbers beyond its range; use bfloat16"
@@ -91,8 +92,3 @@ def write(
         index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
         (folder / INDEX).write_text(json.dumps(index, indent=2))
     return list(files)
-
-
-def _size(tensor: tuple, dtype) -> int:
-    leaf, layer, *_ = tensor
-    return dtype.itemsize * math.prod(leaf.shape if layer is None else leaf.shape[1:])
