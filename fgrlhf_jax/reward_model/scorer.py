@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from fgrlhf_jax.data.bucketing import by_length, make_buckets, pad_right
-from fgrlhf_jax.data.records import Record
+from fgrlhf_jax.data.records import RESPONSES, Record, as_instruction
 from fgrlhf_jax.data.tokenizers import Tokenizer
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import heads, hf_load, hf_save, llama
@@ -105,7 +105,8 @@ class RewardModel:
 
         Arguments and errors are those of :meth:`score_all`.
         """
-        rows = [token_rewards.first_response(row) for row in token_rewards.as_records(records)]
+        rows = token_rewards.as_records(records)
+        rows = [as_instruction(row, RESPONSES[type(row)][0]) for row in rows]
         return [response for (response,) in self.score_all(rows, **options)]
 
     def score_all(

@@ -42,11 +42,6 @@ def as_records(rows: Sequence[records.Record | Mapping[str, Any]]) -> list[recor
     ]
 
 
-def first_response(row: records.Record) -> records.Instruction:
-    """A record reduced to its first response."""
-    return records.as_instruction(row, records.RESPONSES[type(row)][0])
-
-
 def encode_responses(
     rows: Sequence[records.Record], tokenizer: Tokenizer, data: dict, max_length: int
 ) -> list[list[tuple[ScoredResponse, list[int], int]]]:
