@@ -20,8 +20,8 @@ def positions_and_mask(mask_BS: jax.Array) -> tuple[jax.Array, jax.Array]:
         0 1 1     0 0 1
         1 1 0     0 1 1
 
-    The mask, bool, is True on real tokens; positions_BS are int32. As ``attend`` it means causal
-    attention to real tokens, see :mod:`fgrlhf_jax.models.attention`.
+    positions_BS are int32. The mask, bool, is True on real tokens; as ``attend`` it means causal
+    attention to them, see :mod:`fgrlhf_jax.models.attention`.
     """
     positions_BS = jnp.maximum(jnp.cumsum(mask_BS, axis=-1, dtype=jnp.int32) - 1, 0)
     return positions_BS, mask_BS.astype(bool)
