@@ -1,4 +1,4 @@
-"""launch.annotate without a browser: actions, exports and what is refused."""
+"""launch.annotate without a browser: actions of the page, exports, and invalid settings."""
 
 import dataclasses
 import json
@@ -25,7 +25,7 @@ ROW = '{"instruction": "Say one.", "output": "Won."}\n'
 
 @pytest.fixture
 def act(store):
-    """The answer to an action of a tab."""
+    """A function from an action of a tab to its answer."""
 
     def act(action: str, row: str = "", text: str = "", name: str = "Ann", **data) -> dict:
         return Page(store, limit=0.5).act(name, data | {"action": action, "row": row, "text": text})
@@ -45,9 +45,7 @@ def test_a_session_at_the_page(store, act):
     view = act("save", "2", "This is 2.\nOr not.")
     assert (view["row"], view["text"], view["message"]) == ("", "", "Row 2 is fine as it is.")
     assert "Not done: 2 decided by you, to be decided by others as well." in view["prompt"]
-    for _ in range(2):  # pressed twice
-        assert act("reopen")["row"] == "2"
-        assert len(store.decisions()) == 1
+    assert [(act("reopen")["row"], len(store.decisions())) for _ in range(2)] == 2 * [("2", 1)]
     act("save", "2", "This is two.\nOr not.")
     view = act("reopen", "2")  # in a tab that still shows it
     assert (view["row"], view["message"].split(":")[0]) == ("2", "Row 2 is open again")
@@ -107,25 +105,21 @@ def test_own_rows_are_searched_and_opened_again(store, act):
     assert [decision.verdict for decision in store.decisions()] == ["skipped"]
 
 
-def test_a_text_typed_for_another_input_is_not_put_into_this_one(store, act):
+def test_a_text_typed_for_another_input_is_discarded(store, act):
     item = store.take("Ann")
     for original, text in (("Of another file.", item.original), (item.original, "Typed.")):
         digest = input_digest([dataclasses.replace(item, original=original)])
         assert act("open", "1", "Typed.", digest=digest)["text"] == text
 
 
-def test_a_save_is_reported_though_no_next_row_can_be_opened(store, act, monkeypatch):
+def test_a_save_is_reported_even_if_the_next_row_cannot_be_opened(store, act):
     act("open")
-    with monkeypatch.context() as patch:
-        patch.setattr(store, "take", mock.Mock(side_effect=InputError("the disk is full")))
+    with mock.patch.object(store, "take", side_effect=InputError("the disk is full")):
         view = act("save", "1", "This is one.\nOr not.")
     assert view["message"] == "Row 1 is saved. No row was opened: the disk is full."
     assert view["wrong"]
     assert [decision.verdict for decision in store.decisions()] == [EDITED]
     assert act("next")["row"] == "2"
-
-
-# The command
 
 
 FIELDS = {"input": "rows.jsonl", "output": "edits.jsonl", "port": 0}
@@ -139,12 +133,8 @@ def rows(monkeypatch, tmp_path):
 
 @pytest.fixture
 def refusal(refused):
-    """The one sentence of the command with these fields."""
+    """A function from fields to the one-sentence error of the command."""
     return lambda **fields: refused(annotate, **FIELDS | fields)
-
-
-def run(**fields) -> None:
-    launch(annotate, input="rows.jsonl", **fields)
 
 
 def test_addresses():
@@ -154,38 +144,27 @@ def test_addresses():
     assert annotate.describe_address("::1", 1, "") == "http://[::1]:1"
 
 
-def test_passwords(refusal, monkeypatch):
-    monkeypatch.setenv(server.PASSWORD, " ")
-    assert "FGRLHF_ANNOTATE_PASSWORD is set but empty" in refusal()
-    monkeypatch.setenv(server.PASSWORD, "secret")
-    assert "192.0.2.1" in refusal(host="192.0.2.1")  # no address of this machine
-
-
-def test_what_serves_the_page_is_missing_or_its_port_taken(refusal, monkeypatch):
+def test_settings_with_which_no_page_is_served(refusal, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         message = f"port={port}: cannot be used on 127.0.0.1 (Address already in use); choose"
         assert message in refusal(port=port)
     assert not Path("edits.jsonl").exists()
+    monkeypatch.setenv(server.PASSWORD, " ")
+    assert "FGRLHF_ANNOTATE_PASSWORD is set but empty" in refusal()
+    monkeypatch.setenv(server.PASSWORD, "secret")
+    assert "192.0.2.1" in refusal(host="192.0.2.1")  # not an address of this machine
     monkeypatch.setattr(annotate, "NEEDED", ("uvicorn", "no_such_module"))
     message = "the page needs no_such_module: pip install 'fgrlhf_jax[annotate]'"
     assert message in refusal()
 
 
-def test_with_another_input(refusal):
-    with Annotations(formats.read("rows.jsonl")[0], "edits.jsonl") as store:
-        accept_next(store, "Ann", "One.")
-    Path("rows.jsonl").write_text(ROW + ROW)
-    assert "the input has changed since" in refusal()
-    assert "the input has changed since" in refusal(export="out.json")
-
-
-def test_the_page_cares_for_no_proxy_and_no_certificate():
+def test_the_page_ignores_proxies_and_certificates():
     command = [sys.executable, "-m", "launch.annotate"]
     command += [f"--config.{name}={value}" for name, value in FIELDS.items()]
-    environment = {"ALL_PROXY": "socks5://127.0.0.1:9", "SSL_CERT_FILE": "nowhere.pem"}
+    environment = os.environ | {"ALL_PROXY": "socks5://127.0.0.1:9", "SSL_CERT_FILE": "nowhere.pem"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, env=os.environ | environment, **pipes) as process:
+    with subprocess.Popen(command, env=environment, **pipes) as process:
         line = process.stdout.readline()
         process.terminate()
         assert line.startswith("Open http"), process.stderr.read()
@@ -212,14 +191,17 @@ def test_rows_without_a_response_to_edit_are_left_out_and_counted(refusal, capsy
     assert "none of its rows has a response to edit" in refusal()
 
 
-def test_export(capsys):
-    run(export="out.json")
+def test_export_and_another_input(capsys, refusal):
+    launch(annotate, input="rows.jsonl", export="out.json")
     items, _ = formats.read("rows.jsonl")
-    with Annotations(items, "e.jsonl") as store:
+    with Annotations(items, "edits.jsonl") as store:
         accept_next(store, "Ann", "One.")
-        run(export="out.json", overwrite=True, output="e.jsonl")  # while it is annotated
+        launch(annotate, **FIELDS, export="out.json", overwrite=True)  # while it is annotated
         assert formats.read("out.json") == (items, store.decisions())
     launch(annotate, input="out.json", export="x.jsonl", format="edits")
     assert '"edited": "One."' in Path("x.jsonl").read_text()
     out = capsys.readouterr().out
     assert out.splitlines() == 2 * ["1 rows in out.json"] + ["1 rows in x.jsonl"]
+    Path("rows.jsonl").write_text(ROW + ROW)
+    for fields in ({}, {"export": "new.json"}):
+        assert "the input has changed since" in refusal(**fields)

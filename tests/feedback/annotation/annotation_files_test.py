@@ -1,4 +1,4 @@
-"""Decisions are on the disk before the next row shows, whoever is killed, full or in the way."""
+"""Decisions are durable: killed processes, full disks, old logs, and files that were changed."""
 
 import contextlib
 import json
@@ -16,8 +16,6 @@ from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.annotation.items import EDITED, FINE, SKIPPED, Decision, Item, edit_row
 from fgrlhf_jax.feedback.annotation.store import Annotations, database_path
 from fgrlhf_jax.runtime.files import write_jsonl
-
-# Several processes, killed or not.
 
 CHILD = """
 import random, sys, threading
@@ -57,9 +55,9 @@ with Annotations(items, output, overlap=int(overlap)) as store:
 
 
 def start(output: Path, names: str = "Ann", count: int = 4000, overlap: int = 1):
-    """A process that edits rows, a thread for each name, now and then putting one back or undoing.
+    """A process that edits rows (a thread per name), and sometimes puts back or undoes one.
 
-    It has opened the files; it begins when it is told to.
+    It has opened the files, and waits for :func:`begin`.
     """
     command = [sys.executable, "-c", CHILD, str(output), names, str(count), str(overlap)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
@@ -74,26 +72,26 @@ def begin(*children: subprocess.Popen) -> None:
         child.stdin.flush()
 
 
-def test_nothing_that_was_accepted_is_lost_when_killed(output):
+def test_a_killed_process_loses_no_accepted_edit(output):
     rng, accepted = random.Random(0), {}
     for _ in range(4):
         child = start(output)
         begin(child)
-        heard = [child.stdout.readline() for _ in range(rng.randrange(5, 40))]
+        printed = [child.stdout.readline() for _ in range(rng.randrange(5, 40))]
         child.send_signal(signal.SIGKILL)
         with child:
-            heard += child.stdout.readlines()
-        accepted |= {row: event for event, row in map(str.split, heard)}
+            printed += child.stdout.readlines()
+        accepted |= {row: event for event, row in map(str.split, printed)}
     with Annotations(items(4000), output) as store:
         ids = [decision.id for decision in store.decisions()]
     assert ids == [row["id"] for row in lines(output)]
     assert len(ids) == len(set(ids))
-    # The last event of each run may have happened without our hearing of it.
+    # The last event of each run may have been stored and not printed.
     assert len({row for row, event in accepted.items() if event == "edited"} ^ set(ids)) <= 4
 
 
 @pytest.mark.parametrize("overlap", [1, 3])
-def test_processes_and_threads_never_share_a_row_beyond_the_overlap(output, overlap):
+def test_processes_and_threads_share_rows_up_to_the_overlap(output, overlap):
     children = [start(output, names, 25, overlap) for names in ("Ann Bob", "Cem Dan", "Eve")]
     begin(*children)
     for child in children:
@@ -107,7 +105,7 @@ def test_processes_and_threads_never_share_a_row_beyond_the_overlap(output, over
     assert edits(output) == [(decision.text, decision.annotator) for decision in decisions]
 
 
-def test_edits_that_cannot_be_written_are_safe(output):
+def test_edits_that_cannot_be_written_are_in_the_database(output):
     with Annotations(items(1), output) as store:
         accept_next(store, "Ann", "Zero.")
         output.unlink()
@@ -120,8 +118,7 @@ def test_edits_that_cannot_be_written_are_safe(output):
     assert edits(output) == [("Zero.", "Ann")]
 
 
-# The log of earlier versions, as they wrote it for items(4).
-
+# The log of earlier versions for items(4).
 OLD_HEAD = {
     "format": "fgrlhf_jax annotations, version 1",
     "input": "4ea4eceb1791d5c796858d81f672b352ecc5ec558ca60b25e09dcd60719067f0",
@@ -140,14 +137,12 @@ OLD_EVENTS = [
     ("open", None, "Bob", {}),
     ("undo", "r0", "Ann", {}),
 ]
-
-
 LOST = {"event": "lost", "id": "r0", "annotator": "Ann", "time": "2026-11-28"}
 
 
 @pytest.fixture
 def old(output) -> Path:
-    """The log, beside the edits of before its last event."""
+    """The log, and in ``output`` the edits before its last event."""
     time = {"time": "2026-11-28T17:55:04+00:00"}
     events = [{"event": e, "id": i, "annotator": a, **time, **t} for e, i, a, t in OLD_EVENTS]
     log = output.with_name("edits.jsonl.state.jsonl")
@@ -157,8 +152,8 @@ def old(output) -> Path:
     return log
 
 
-@pytest.mark.parametrize("torn", [0, 20])  # bytes of an edit that it had not finished writing
-def test_a_log_of_an_earlier_version_is_taken_over_once(output, old, torn):
+@pytest.mark.parametrize("torn", [0, 20])  # bytes missing at the end of the file of edits
+def test_a_log_of_an_earlier_version_is_imported_once(output, old, torn):
     log, second_line = old.read_bytes(), output.read_bytes().splitlines()[1]
     output.write_bytes(output.read_bytes()[: -torn or None])
     for is_first in (True, False):
@@ -174,9 +169,6 @@ def test_a_log_of_an_earlier_version_is_taken_over_once(output, old, torn):
             assert [d.text for _, d in store.versions("Bob", "r1")] == ["Won.", "One.", "One."]
             assert store.versions("Bob", "r1")[0][0] == 1795888504
     assert (old.read_bytes(), output.read_bytes()) == (log, second_line + b"\n")
-
-
-# Files that somebody changed, damaged or began with another input are refused.
 
 
 def assert_refused(message: str, output: Path, rows=None, **options) -> None:
@@ -205,7 +197,7 @@ def test_a_damaged_log_is_refused(output, old, line, text, message):
 
 
 @pytest.fixture
-def begun(output) -> Path:
+def edited(output) -> Path:
     with Annotations(items(2), output) as store:
         accept_next(store, "Ann", "Zero.")
         accept_next(store, "Ann", "One.")
@@ -213,42 +205,40 @@ def begun(output) -> Path:
     return output
 
 
-def test_another_input_is_refused(begun):
+def test_another_input_is_refused(edited):
     changed = [*items(1), Item("r1", "Say 1.", "", "This is number one.")]
     for rows in (items(1), items(3), items(2)[::-1], changed):
-        assert_refused("the input has changed since", begun, rows)
-    assert_refused("the input has changed since", begun, items(2), imported=IMPORTED[:1])
+        assert_refused("the input has changed since", edited, rows)
+    assert_refused("the input has changed since", edited, items(2), imported=IMPORTED[:1])
 
 
-def test_edits_changed_by_somebody_else_are_refused(begun):
-    text = begun.read_text()
+def test_edits_that_another_program_changed_are_refused(edited):
+    text = edited.read_text()
     for changed in (text.replace("Zero", "Nil"), text + "mine\n", text + '{"mine": 1}', "[1]\n"):
-        begun.write_text(changed)
-        assert_refused(r"jsonl:?3?: .*move the file away", begun, items(2))
-    begun.unlink()
-    with Annotations(items(2), begun) as store:
-        assert begun.read_text() == text
+        edited.write_text(changed)
+        assert_refused(r"jsonl:?3?: .*move the file away", edited, items(2))
+    edited.unlink()
+    with Annotations(items(2), edited) as store:
+        assert edited.read_text() == text
         store.reopen("Ann", "")
-        begun.write_text(text + "mine\n")
+        edited.write_text(text + "mine\n")
         with pytest.raises(InputError, match="move the file away"):
             store.write_edits()
-        assert begun.read_text().endswith("mine\n")
+        assert edited.read_text().endswith("mine\n")
 
 
-def test_refused_outputs(output, tmp_path):
+def test_outputs_and_databases_of_other_programs_are_refused(output, tmp_path):
     output.write_text('{"some": "rows"}\n')
     assert_refused("choose another output", output)
     (tmp_path / "folder.jsonl").mkdir()
     for path in (output / "edits.jsonl", tmp_path / "folder.jsonl"):
         with pytest.raises(InputError, match=r"choose another output|cannot be written"):
             Annotations(items(1), path)
-
-
-def test_a_database_of_something_else_is_refused(output):
+    output.unlink()
     path, message = database_path(output), "edits.jsonl.sqlite: .*choose another output"
-    path.write_bytes(b"no database " * 100)
-    assert_refused(message, output)
-    path.unlink()
     with contextlib.closing(sqlite3.connect(path)) as other:
         other.execute("CREATE TABLE mine (x)")
+    (tmp_path / "folder.jsonl").rmdir()
+    assert_refused(message, output)
+    path.write_bytes(b"no database " * 100)
     assert_refused(message, output)

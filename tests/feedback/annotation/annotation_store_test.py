@@ -1,4 +1,4 @@
-"""Rows are given out once, and every decision stands until it is taken back."""
+"""Which row an annotator gets; decisions, undo, drafts, earlier versions of a text, agreement."""
 
 from unittest import mock
 
@@ -13,7 +13,7 @@ from fgrlhf_jax.feedback.annotation.store import Annotations
 
 
 def undo(store: Annotations, name: str = "Ann") -> str:
-    """Takes back the last decision from a tab that is up to date."""
+    """Undoes the last decision, in a tab that is up to date."""
     item = store.take(name)
     return store.reopen(name, item.id if item else "").id
 
@@ -36,7 +36,7 @@ def test_two_annotators_to_the_end(output):
     assert lines(output)[0] == {**prompt, **texts, "annotator": "Ann"}
 
 
-def test_reopening_goes_on_where_it_stopped(output):
+def test_reopened_files_continue_where_they_stopped(output):
     with Annotations(items(4), output) as store:
         assert [store.take(name).id for name in ("Ann", "Bob")] == ["r0", "r1"]
         accept(store, "Ann", "r0", "Zero.")
@@ -52,7 +52,7 @@ def test_reopening_goes_on_where_it_stopped(output):
         assert store.latest("Ann", "r0").text == "Zero."
 
 
-def test_undo_takes_back_every_kind_of_decision_in_turn(output):
+def test_undo_reverses_decisions_of_every_kind_in_turn(output):
     with Annotations(items(7), output) as store:
         for text in ("Zero.", "This is number 1.", None, "Three."):
             row = store.take("Ann").id
@@ -70,7 +70,7 @@ def test_undo_takes_back_every_kind_of_decision_in_turn(output):
         assert texts == ["Zero.", "This is number 1.", "Three."]
 
 
-def test_a_skipped_row_goes_to_others_and_only_then_cannot_be_taken_back(output):
+def test_a_skipped_row_can_be_reopened_until_another_annotator_gets_it(output):
     with Annotations(items(2), output) as store:
         accept_next(store, "Ann", "Zero.")
         skip(store, "Ann", store.take("Ann").id)
@@ -84,7 +84,7 @@ def test_a_skipped_row_goes_to_others_and_only_then_cannot_be_taken_back(output)
         assert store.progress("Ann")["done"] == 2
 
 
-def test_next_puts_a_row_back_until_all_others_have_been_seen(output):
+def test_next_shows_all_other_rows_first(output):
     with Annotations(items(3), output) as store:
         assert store.take("Ann").id == "r0"
         assert store.take("Ann", put_back="r0").id == "r1"
@@ -100,12 +100,12 @@ def test_next_puts_a_row_back_until_all_others_have_been_seen(output):
         assert store.take("Ann", put_back="r2").id == "r2"
 
 
-def test_a_silent_annotators_row_is_given_away_when_no_other_is_left(output):
+def test_an_inactive_annotators_row_is_reassigned_when_no_other_is_left(output):
     clock = mock.Mock(return_value=0.0)
     with Annotations(items(3), output, release_after=10, clock=clock) as store:
         assert store.take("Ann").id == "r0"
         clock.return_value = 11
-        assert store.take("Bob").id == "r1"  # r0 can wait for Ann
+        assert store.take("Bob").id == "r1"  # r0 stays with Ann
         accept(store, "Bob", "r1", "One.")
         accept_next(store, "Bob", "Two.")
         clock.return_value = 15
@@ -121,11 +121,11 @@ def test_a_silent_annotators_row_is_given_away_when_no_other_is_left(output):
         store.reopen("Bob", "r0")
     with Annotations(items(3), output, release_after=10, clock=clock) as store:
         assert store.take("Ann") is None
-        clock.return_value = 37  # nobody has come back after a crash of both
+        clock.return_value = 37  # neither has returned after a crash
         assert store.take("Ann").id == "r0"
 
 
-def test_texts_are_kept_to_the_letter(output):
+def test_texts_are_stored_exactly(output):
     odd = "  \ttabs, \u2028 lines\r\nand \u202e marks, \x00, 😀 <script>\n\n"
     details = {"tags": (odd, "b"), "comment": odd, "seconds": 2.5, "over_limit": True}
     with Annotations([Item("1", odd, odd, odd)], output) as store:
@@ -139,7 +139,7 @@ def test_texts_are_kept_to_the_letter(output):
     assert {name: row[name] for name in details} == details | {"tags": [odd, "b"]}
 
 
-def test_editing_starts_from_the_draft_or_the_suggestion(output):
+def test_editing_starts_from_the_draft_the_decision_or_the_suggestion(output):
     with Annotations([Item("1", "Say.", "", "One.", "Won."), *items(1)], output) as store:
         assert store.latest("Ann", store.take("Ann").id).text == "Won."
         assert draft(store, "Ann", "1", "Wo", seconds=3, tags=("a",))
@@ -147,13 +147,13 @@ def test_editing_starts_from_the_draft_or_the_suggestion(output):
         drafted = store.latest("Ann", "1")
         assert (drafted.text, drafted.seconds, drafted.tags) == ("Wo", 3, ("a",))
         assert store.latest("Bob", "1").text == "Won."
-        for text in ("Won.", "One.", "Two."):  # the decision, fine as it was or edited
+        for text in ("Won.", "One.", "Two."):
             accept(store, "Ann", "1", text)
             undo(store)
             assert store.latest("Ann", "1").text == text
 
 
-def test_a_text_that_was_overwritten_can_be_had_back(output):
+def test_overwritten_texts_are_offered_again(output):
     clock = mock.Mock(return_value=0.0)
     with Annotations(items(1), output, clock=clock) as store:
         store.take("Ann")
@@ -166,15 +166,14 @@ def test_a_text_that_was_overwritten_can_be_had_back(output):
 
         assert type("This", "This is", "This i", "This is long.") == ["This is long.", "This is"]
         assert type("x", "xy", "aa", "a")[:4] == ["a", "aa", "xy", "This is long."]
-        original = store.item("r0").original
-        last = "This is number 0!"
+        original, last = store.item("r0").original, "This is number 0!"
         for text in ("This is number Budapest 0.", "This is 0."):  # each is reset at once
             assert type(text, original, last)[:3] == [last, original, text]
         accept(store, "Ann", "r0", "Saved.")
         undo(store)
         assert type("y")[:2] == ["y", "Saved."]
-        held_down = ["A long text, taken out key by key."[:n] for n in range(34, 0, -4)]
-        assert held_down[0] in type(*held_down)
+        deleted = ["A long text, deleted key by key."[:n] for n in range(32, 0, -4)]
+        assert deleted[0] in type(*deleted)
 
 
 def test_imported_decisions_come_first(output):
@@ -187,12 +186,12 @@ def test_imported_decisions_come_first(output):
 
 def test_agreement():
     rows = [Item("1", "Say.", "", "one two three four"), Item("2", "Say.", "", "five six")]
-    decisions = [Decision("1", "Ann", EDITED, "one 2 three four")]
-    decisions += [Decision("1", "Bob", EDITED, "one 2 3 four")]
+    first, second = "one 2 three four", "one 2 3 four"
+    decisions = [Decision("1", n, EDITED, t) for n, t in (("Ann", first), ("Bob", second))]
     decisions += [Decision("2", "Ann", FINE, "five six"), Decision("2", "Bob", EDITED, "six")]
     decisions += [Decision("2", "Cem", SKIPPED, "five six")]
     agreement = measure_agreement(rows, decisions)
-    # Ann: out {1}, in behind 0; Bob: out {1, 2}, in behind 0 twice. 2 · 2 / (2 + 3).
+    # Ann deletes word 1 and inserts after 0; Bob deletes 1 and 2, inserts after 0: 2 · 2 / (2 + 3).
     shares = {"verdict": 0.5, "same_text": 0.0, "changed_words": pytest.approx(0.8)}
     assert agreement == {"rows": 2, "pairs": 2, **shares}
     assert describe(agreement).endswith("agreement on the changed words 0.80")

@@ -1,6 +1,7 @@
-"""The annotators' page: what is drawn and escaped; over HTTP, who is served and what is refused."""
+"""The annotators' page: rendering and escaping; over HTTP, allowed hosts and refused requests."""
 
 import time
+from pathlib import Path
 
 import pytest
 import starlette.testclient
@@ -41,7 +42,7 @@ def serve(store, host="127.0.0.1", root_path="", password="", guidelines=""):
         ("localhost:1", "https://evil.example", "127.0.0.1", "https://team.example/a", False),
     ],
 )
-def test_only_pages_of_its_own_are_served(store, host, origin, served_at, root_path, allowed):
+def test_allowed_hosts_and_origins(store, host, origin, served_at, root_path, allowed):
     headers = {"host": host} | ({"origin": origin} if origin else {})
     response = serve(store, served_at, root_path).get("/", headers=headers)
     assert response.status_code == (200 if allowed else 403)
@@ -51,7 +52,7 @@ def test_only_pages_of_its_own_are_served(store, host, origin, served_at, root_p
 
 def test_under_a_path(store):
     client = serve(store, root_path="https://localhost/team/a/")
-    for path in ("/", "/team/a/"):  # with a proxy that takes the path off, or not
+    for path in ("/", "/team/a/"):  # with a proxy that removes the path, or not
         assert '<base href="/team/a/">' in client.get(path).text
         assert client.post(f"{path}act", json={"action": "enter", "name": "Ann"}).json()["token"]
     response = client.get("/team/a", follow_redirects=False)
@@ -61,40 +62,40 @@ def test_under_a_path(store):
     assert "the page is at /team/a/. If a proxy" in response.text
 
 
-def test_guidelines_are_shown_and_their_html_is_text(store, tmp_path):
-    (tmp_path / "g.md").write_text("# Be *kind*\n\n<script>evil()</script> [x](javascript:y)")
-    text = serve(store, guidelines=server.read_guidelines(str(tmp_path / "g.md"))).get("/").text
+def test_guidelines_are_shown_and_their_html_is_text(store):
+    Path("g.md").write_text("# Be *kind*\n\n<script>evil()</script> [x](javascript:y)")
+    text = serve(store, guidelines=server.read_guidelines("g.md")).get("/").text
     assert "<h1>Be <em>kind</em></h1>" in text
     assert text.count("<script>") == 1
     assert 'href="javascript' not in text
 
 
-def test_a_guess_of_the_password_a_second(store):
+def test_a_password_and_tokens(store):
     client = serve(store, password="open sesame")
-    guess = {"action": "enter", "name": " Ann  Lee", "password": "sesame"}
-    began = time.monotonic()
-    assert client.post("/act", json=guess).json()["message"] == "that is not the password."
-    assert time.monotonic() - began > 0.9
-    assert client.post("/act", json={"action": "open"}).json()["enter"]
-    assert client.post("/act", json=guess | {"name": " "}).json()["wrong"]
-    token = client.post("/act", json=guess | {"password": "open sesame"}).json()["token"]
-    opened = client.post("/act", json={"action": "open"}, headers={"authorization": token}).json()
+
+    def act(body: dict, token: str = "") -> dict:
+        return client.post("/act", json=body, headers={"authorization": token.encode()}).json()
+
+    guess, began = {"action": "enter", "name": " Ann  Lee", "password": "sesame"}, time.monotonic()
+    assert act(guess)["message"] == "that is not the password."
+    assert time.monotonic() - began > 0.9  # one guess per second
+    assert act(guess | {"name": " "})["wrong"]
+    right = guess | {"password": "open sesame"}
+    token = act(right)["token"]
+    opened = act({"action": "open"}, token)
     assert (opened["annotator"], opened["row"]) == ("Ann Lee", "1")
-    guess["password"] = "open sesame"
-    assert client.post("/act", json=guess | {"name": "annlee"}).json()["token"] == token
-    new = guess | {"name": "Bob"}
-    assert client.post("/act", json=new).json()["message"].endswith("So far: Ann Lee.")
-    assert client.post("/act", json=new | {"new": True}).json()["token"].startswith("Bob ")
+    assert act(right | {"name": "annlee"})["token"] == token
+    assert act(right | {"name": "Bob"})["message"].endswith("So far: Ann Lee.")
+    assert act(right | {"name": "Bob", "new": True})["token"].startswith("Bob ")
     for forged in (token.replace("Ann", "Bob"), token[:-1], "Ann%20Lee ", "", "é"):
-        headers = {"authorization": forged.encode()}
-        assert client.post("/act", json={"action": "open"}, headers=headers).json()["enter"]
+        assert act({"action": "open"}, forged)["enter"]
+    assert client.post("/act", json={"action": "open"}).json()["enter"]  # without a token
 
 
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        (b"[", "the server cannot read this request"),
-        (b'{"action": "lost"}', "the server cannot read this request"),
+        *((body, "the server cannot read this request") for body in (b"[", b'{"action": "lost"}')),
         (b'{"action": "save", "row": 3}', "the server cannot read this request"),
         (b'{"action": "save", "row": "1", "seconds": "x"}', "the server cannot read this request"),
         (b'{"action": "draft", "row": "1", "text": "\\ud83d"}', "not a valid text"),
@@ -104,7 +105,7 @@ def test_a_guess_of_the_password_a_second(store):
         (b" " * 2_000_000, "the text is too long; 50000 characters are the most"),
     ],
 )
-def test_requests_that_make_no_sense(store, body, message):
+def test_invalid_requests(store, body, message):
     client = serve(store)
     token = client.post("/act", json={"action": "enter", "name": "Ann"}).json()["token"]
     answer = client.post("/act", content=body, headers={"authorization": token}).json()
@@ -144,7 +145,7 @@ DECIDED = Item("1", EVIL, "", "x"), Decision("1", EVIL, EVIL, EVIL, 0, (EVIL,), 
         (render("decisions", [DECIDED], 1), 3),
     ],
 )
-def test_everything_is_escaped_and_has_a_direction_of_its_own(source, directions):
+def test_every_text_is_escaped_and_has_its_own_direction(source, directions):
     html = Html(source)
     tags = {tag for tag, _ in html.tags}
     assert tags <= TAGS
@@ -152,12 +153,11 @@ def test_everything_is_escaped_and_has_a_direction_of_its_own(source, directions
     assert sum(attributes.get("dir") == "auto" for _, attributes in html.tags) == directions
 
 
-def test_a_second_pass_says_whose_edits_there_are(tmp_path):
+def test_a_second_pass_shows_the_annotators_of_earlier_edits(output):
     edits = [(name, f"It is {town}.") for name, town in (("Ann", "Pau"), ("Bob", "Nice"))]
-    item = Item(
-        "1", "Where?", "", "It is Lyon.", "It is Pau.", others=(*edits, ("Cem", "It is Pau."))
-    )
-    with Annotations([item], tmp_path / "second.jsonl") as store:
+    others = (*edits, ("Cem", "It is Pau."))
+    item = Item("1", "Where?", "", "It is Lyon.", "It is Pau.", others=others)
+    with Annotations([item], output) as store:
         opened, draft, versions = (
             Page(store, 0.5).act("Dan", {"action": action, "row": "1", "text": "It is Nice."})
             for action in ("open", "draft", "versions")
@@ -168,7 +168,7 @@ def test_a_second_pass_says_whose_edits_there_are(tmp_path):
     assert versions["list"].index(edits[1][1]) < versions["list"].index("The original response")
 
 
-def test_the_warning_comes_where_the_edit_is_minimal_no_more():
+def test_a_warning_if_the_edit_is_not_minimal():
     before = "one two three four five"
     for after, warned in (("one two three four six", False), ("six", True), (before, False)):
         assert ("no longer a" in difference(before, after, 0.5)) == warned
