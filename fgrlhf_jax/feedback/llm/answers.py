@@ -8,7 +8,7 @@ STOPS = {
     **dict.fromkeys(("stop", "end_turn", "stop_sequence", "eos", "eos_token", "none"), END),
     **dict.fromkeys(("length", "max_tokens", "model_length"), LENGTH),
     "model_context_window_exceeded": LENGTH,
-    **dict.fromkeys(("refusal", "content_filter"), REFUSAL),
+    **dict.fromkeys(("refusal", "content_filter", "safety", "recitation", "sensitive"), REFUSAL),
 }
 CACHED = "cache_creation_input_tokens", "cache_read_input_tokens"
 TOKENS = {  # the fields that count the tokens read, and those written
@@ -40,7 +40,7 @@ def parse_answer(
             text, refusal = _join_parts(message.get("content")), message.get("refusal")
         if data.get("error"):
             raise ValueError  # beside a text, which may be half of one
-        text, stop = (refusal, REFUSAL) if refusal else (text, str(stop).lower())
+        text, stop = (refusal, REFUSAL) if refusal else (text, str(stop or None).lower())
         counts = [[usage.get(name) for name in names] for names in TOKENS[provider]]
         read, written = (sum(n for n in row if type(n) is int and n > 0) or None for row in counts)
         # Half of a surrogate pair is valid JSON, and no text that could be written to a file.
@@ -85,13 +85,13 @@ def _join_stream(content: bytes) -> dict:
     """The answer that a server streams (SSE) unasked; ValueError where its end is missing."""
     message, stop, usage = {"content": "", "refusal": ""}, None, {}
     lines = [line[5:].strip() for line in content.splitlines() if line.startswith(b"data:")]
-    for event in (json.loads(line) for line in lines if line != b"[DONE]"):
+    for event in (json.loads(line) for line in lines if line not in (b"", b"[DONE]")):
         if event.get("error"):
             return event
         # Anthropic's pieces are events of their own, OpenAI's the deltas of a choice.
         choices = [each for each in event.get("choices") or () if not each.get("index")]
         piece = choices[0] if choices else {} if event.get("choices") else event
-        delta = piece.get("delta") or {}
+        delta = piece.get("delta") or piece.get("content_block") or {}
         message["content"] += _join_parts(delta.get("content") or delta.get("text"))
         message["refusal"] += delta.get("refusal") or ""
         stop = piece.get("finish_reason") or delta.get("stop_reason") or stop

@@ -90,7 +90,7 @@ def parts(*content) -> dict:
 
 
 def stream(*events, end="data: [DONE]\n\n") -> str:
-    return ": wait\n\n" + "".join(f"data: {json.dumps(e)}\n\n" for e in events) + end
+    return ": wait\n\ndata:\n\n" + "".join(f"data: {json.dumps(e)}\n\n" for e in events) + end
 
 
 def delta(stop=None, **content) -> dict:
@@ -105,7 +105,7 @@ STOP = {"stop_reason": "max_tokens"}
 CLAUDE = [
     {"type": "message_start", "message": {"usage": {"input_tokens": 7, "output_tokens": 1}}},
     {"type": "content_block_delta", "delta": {"type": "thinking_delta", "thinking": "hm"}},
-    {"type": "content_block_delta", "delta": {"type": "text_delta", "text": "a"}},
+    {"type": "content_block_start", "content_block": {"type": "text", "text": "a"}},
     {"type": "content_block_delta", "delta": {"type": "text_delta", "text": "b"}},
     {"type": "message_delta", "usage": {"output_tokens": 8}, "delta": STOP},
 ]
@@ -117,7 +117,8 @@ CLAUDE = [
         (chat(parts(THOUGHT, TEXT, TEXT), prompt_tokens=11), Reply("BB", "end", 11, 1)),
         (chat(parts("a", {"text": "b"}), completion_tokens=3), Reply("ab", "end", 1, 3)),
         (chat(parts({"text": "hm", "thought": True}, TEXT)), Reply("B", "end", 1, 1)),
-        (chat({"content": TEXT}, None), Reply("B", "end", 1, 1)),
+        *((chat({"content": TEXT}, stop), Reply("B", "end", 1, 1)) for stop in (None, "")),
+        (chat({"content": "B"}, "SAFETY"), Reply("B", "refusal", 1, 1)),
         (chat({"content": TEXT}, None, completion_tokens=77), Reply("B", "length", 1, 77)),
         (chat({"content": "B"}, prompt_tokens="?"), Reply("B", "end", 1, 1)),
         ("retry: 3\nid: 7\n" + stream(delta("stop", content="a")), Reply("a", "end", 1, 1)),
