@@ -37,7 +37,6 @@ from fgrlhf_jax.data.row_fields import (
     common_beginning,
     field_of,
     flag_of,
-    number_of,
     preference_of,
     read_prompt,
     refuse_two_prompts,
@@ -45,6 +44,7 @@ from fgrlhf_jax.data.row_fields import (
     text_of,
     without_prompt,
 )
+from fgrlhf_jax.data.row_labels import check_scores, check_trained
 from fgrlhf_jax.data.text_forms import restore_line_ends, restore_normal_form
 from fgrlhf_jax.errors import InputError
 
@@ -67,8 +67,6 @@ _FLAG_OF = {name: flag for pair in _PAIRS for name, flag in zip(pair, FINISHED[1
 ANSWERS = tuple(dict.fromkeys(itertools.chain(*LAYOUTS)))
 FIELDS = (*ANSWERS, *PROMPTS, "input", "system", "history", "id", "error_spans", *FINISHED)
 
-# Fields in which the better answer has the higher value, unlike rank or toxicity_score.
-_SCORE = re.compile(r"(?=.*chosen)(?:(?:chosen|score|rating|reward|rm|avg|mean|overall)s?[-_ .]?)+")
 # Finish reasons of servers.
 _CUT = {"length", "max_tokens", "max_output_tokens", "model_length", "content_filter", "safety"}
 _CUT |= {"error", "abort"}
@@ -142,7 +140,7 @@ def parse_row(
         prompt = {"instruction": "", "input": "", "messages": messages}
     if kind is Instruction:
         if need == "responses":
-            _check_trained(row, (*names, *(PROMPTS[:2] if last is not None else ())), where)
+            check_trained(row, (*names, *(PROMPTS[:2] if last is not None else ())), where)
         if not answers:
             is_open = need in ("prompts", "rows") or any(row.get(name) for name in PROMPTS[:2])
             answers = [""] if is_open else [text_of(row, "output", where)]
@@ -194,7 +192,7 @@ def _labels(
         fields["preference"] = preference_of(row, layout[2], where) if has_label else 1
         is_labelled = layout == ("chosen", "rejected") and need not in ("prompts", "candidates")
         if is_labelled and not columns.keys() & {*layout}:
-            _check_scores(row, where)
+            check_scores(row, where)
     flags = FINISHED[1:] if kind is Preference else FINISHED[:1]
     for flag, name in zip(flags, names or ("output",), strict=False):
         column = flag if flag in columns else _FLAG_OF.get(columns.get(name, name), flag)
@@ -215,38 +213,6 @@ def as_list(rows: Any, kind: str) -> Iterable:
 def parse_record(row: Any, where: str) -> Record:
     """Parses a row with one record, which needs no response."""
     return parse_row(row, where, "prompts")[0]
-
-
-def _check_trained(row: Row, fields: Iterable[str], where: str) -> None:
-    """Raises InputError for a response (last turn of ``fields``) marked as not to be learned."""
-    turns = [parse_list(row.get(name)) for name in fields]
-    last = [each[-1] for each in turns if isinstance(each, list | tuple) and each]
-    # OpenAI's files have a weight, axolotl's and SWIFT's a flag; TRL's completions a label,
-    # LLaMA-Factory's rows a tag.
-    label = flag_of(row, "label", where) if "completion" in fields else row.get("label")
-    marked = [turn for turn in last if isinstance(turn, Mapping)]
-    names = "weight", "train", "training", "loss", "loss_scale", "loss_weight"
-    flags = [(name, turn.get(name)) for turn in marked for name in names]
-    flags += [("label", label), ("kto_tag", row.get("kto_tag"))]  # other labels may be 0
-    for name, value in flags:
-        if str(value).lower() == "false" or (name != "label" and number_of(value) == 0):
-            reason = f"{name} is {value}".lower()
-            raise InputError(f"{where}: {reason}, a response not to learn; leave it out")
-
-
-def _check_scores(row: Row, where: str) -> None:
-    """Raises InputError if a row's scores or ratings are higher for the rejected answer."""
-    for name in filter(_SCORE.fullmatch, row):
-        other = name.replace("chosen", "rejected")
-        values = [number_of(row.get(field)) for field in (name, other)]
-        if values[0] < values[1]:
-            raise InputError(
-                f"{where}: {name} is {values[0]:g}, and {other} is {values[1]:g}; exchange the two "
-                "answers, or take these fields away"
-            )
-    if number_of(row.get("margin")) < 0:  # TRL: score of chosen minus score of rejected
-        reason = f"margin is {row['margin']}: the rejected answer is better"
-        raise InputError(f"{where}: {reason}; exchange the two answers, or take this field away")
 
 
 def _layout(row: Row, columns: Iterable[str], where: str, need: str) -> tuple[str, ...]:
