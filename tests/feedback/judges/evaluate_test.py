@@ -1,4 +1,4 @@
-"""launch.evaluate: from responses or annotations to win rates, with a judge that misbehaves."""
+"""launch.evaluate: win rates from responses or annotations, also with a faulty judge."""
 
 import hashlib
 import json
@@ -21,26 +21,26 @@ TEXTS = {"output_1": "r", "output_2": "m"}
 
 @pytest.fixture(autouse=True)
 def models():
-    """Of three models, which say what they are worth; 14 prompts have an input."""
+    """Responses of three models, each with its quality; 14 prompts have an input."""
     for name in ("a", "b", "c"):
         write_json(f"{name}.json", responses(name))
 
 
-def worth(name: str, number: int) -> int:
+def quality(name: str, number: int) -> int:
     return hashlib.sha256(f"{name} {number}".encode()).digest()[0] % 5
 
 
 def responses(name: str) -> list[dict]:
-    rows = []
-    for n in range(PROMPTS):
-        row = {"instruction": f"do {n}", "input": "" if n % 3 else "fast", "generator": name}
-        rows.append(row | {"output": f"worth {worth(name, n)}, says {name}"})
-    return rows
+    prompts = [{"instruction": f"do {n}", "input": "" if n % 3 else "fast"} for n in range(PROMPTS)]
+    return [
+        prompt | {"generator": name, "output": f"quality {quality(name, n)}, of {name}"}
+        for n, prompt in enumerate(prompts)
+    ]
 
 
 def judge(prompt: str) -> str:
-    """The better response by what they are worth."""
-    first, second = map(int, re.findall(r"worth (\d)", prompt))
+    """A reply that prefers the response of higher quality."""
+    first, second = map(int, re.findall(r"quality (\d)", prompt))
     label = "tie" if first == second else "AB"[second > first]
     return f"They differ.\nVERDICT: {label}" if "VERDICT" in prompt else f'{{"verdict": "{label}"}}'
 
@@ -49,10 +49,13 @@ def run(**fields) -> None:
     launch(evaluate, **fields, overwrite=True)
 
 
-def run_at(server, **fields) -> None:
-    """With an OpenAI-compatible judge."""
-    address = {"provider": "openai", "model": "m", "base_url": f"{server.url}/v1"}
-    run(**FILES | address | {"output": "eval.json"} | fields)
+def run_judged(answer=judge, provider: str = "openai", **fields) -> llm_server.Server:
+    """Runs the command with a judge behind a server; returns the server with its records."""
+    with llm_server.running(answer=answer, key=llm_server.KEY) as server:
+        url = server.url + "/v1" * (provider == "openai")
+        address = {"provider": provider, "model": "m", "base_url": url}
+        run(**FILES | address | {"output": "eval.json"} | fields)
+    return server
 
 
 def result(path: str = "eval.json") -> dict:
@@ -60,22 +63,16 @@ def result(path: str = "eval.json") -> dict:
 
 
 def expected(model: str, reference: str) -> list[float]:
-    margins = [worth(model, n) - worth(reference, n) for n in range(PROMPTS)]
+    margins = [quality(model, n) - quality(reference, n) for n in range(PROMPTS)]
     return [0.5 if m == 0 else float(m > 0) for m in margins]
-
-
-def serve(answer=judge, **options):
-    return llm_server.running(answer=answer, **options)
 
 
 @pytest.mark.parametrize("reply_format", ["text", "json_schema"])
 @pytest.mark.parametrize("provider", ["anthropic", "openai"])
 def test_a_model_against_a_reference(capsys, provider, reply_format):
-    with serve(key=llm_server.KEY) as server:
-        url = server.url + ("/v1" if provider == "openai" else "")
-        run_at(server, provider=provider, base_url=url, reply_format=reply_format)
-        assert sum(server.received.values()) == PROMPTS
-        sent = json.dumps(server.bodies)
+    server = run_judged(provider=provider, reply_format=reply_format)
+    assert sum(server.received.values()) == PROMPTS
+    sent = json.dumps(server.bodies)
     assert ("VERDICT" in sent) == (reply_format == "text")
     assert ('"enum": ["A", "B", "tie"]' in sent) == (reply_format == "json_schema")
     outcomes, found = expected("a", "b"), result()
@@ -91,9 +88,8 @@ def test_a_model_against_a_reference(capsys, provider, reply_format):
     assert llm_server.KEY not in out
 
 
-def test_annotations_are_read_again_to_the_same_results(capsys):
-    with serve() as server:
-        run_at(server, both_orders=True)
+def test_annotations_give_the_same_results_again(capsys):
+    run_judged(both_orders=True)
     results = result()
     assert results["first_shown"] == 50  # in both orders
     assert [row["preference"] - 1 for row in result("eval.annotations.json")] == expected("a", "b")
@@ -103,7 +99,7 @@ def test_annotations_are_read_again_to_the_same_results(capsys):
     assert capsys.readouterr().out.splitlines()[:-1] == printed.splitlines()[1:-1]
 
 
-def test_twenty_of_twenty_a_difficulty_and_a_limit(capsys, refused):
+def test_intervals_difficulties_and_limits(capsys, refused):
     rows = [{"instruction": f"{n}", **TEXTS, "preference": 2} for n in range(20)]
     write_json("x.json", rows)
     run(annotations="x.json")
@@ -124,8 +120,7 @@ def test_twenty_of_twenty_a_difficulty_and_a_limit(capsys, refused):
 
 
 def test_two_models_against_the_same_reference(capsys):
-    with serve() as server:
-        run_at(server, outputs="a.json,c.json")
+    run_judged(outputs="a.json,c.json")
     found = result()
     a, c = (100 * statistics.mean(expected(model, "b")) for model in "ac")
     assert (found["win_rate"], found["other"]["win_rate"]) == pytest.approx((a, c))
@@ -137,7 +132,6 @@ def test_two_models_against_the_same_reference(capsys):
 
 
 def score(prompts, responses):
-    """A judge in Python."""
     return [int(text.split()[1][0]) for text in responses]
 
 
@@ -145,22 +139,20 @@ FUNCTION = FILES | {"judge": f"{__name__}:score", "output": "eval.json"}
 
 
 def test_conversations_and_joined_inputs():
-    """The judge is shown all turns; the file for alpaca_eval has the whole prompt in one text."""
+    """The judge reads all turns; the file for alpaca_eval has the whole prompt in one text."""
     turns = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello!"}]
     prompts = [{"messages": [*turns, {"role": "user", "content": f"do {n}"}]} for n in range(2)]
     prompts += [{"instruction": "do", "input": f"it {n}"} for n in range(2)]
     for name in "ab":
-        write_json(f"{name}.json", [prompt | {"output": f"says {name}"} for prompt in prompts])
-    with serve(answer=lambda prompt: "VERDICT: tie") as server:
-        run_at(server)
-        asked = "".join(server.received)
+        write_json(f"{name}.json", [prompt | {"output": f"of {name}"} for prompt in prompts])
+    server = run_judged(lambda prompt: "VERDICT: tie")
     transcript = "User: Hi.\n\nAssistant: Hello!\n\nUser: do 1"
-    assert f"{transcript}\n" in asked
+    assert f"{transcript}\n" in "".join(server.received)
     shown = [row["instruction"] for row in result("eval.annotations.json")]
     assert shown[1:3] == [transcript, "do\n\nit 0"]
 
 
-def test_a_response_that_is_null(refused, capsys):
+def test_null_responses(refused, capsys):
     rows = responses("a")
     write_json("a.json", [*rows[:3], rows[3] | {"output": None}, *rows[4:]])
     assert "a.json:row 4: the field 'output' is null, not a" in refused(evaluate, **FUNCTION)
@@ -174,29 +166,27 @@ REASON = "the last line is not in the requested form; a reply ends '### Response
 
 
 def test_replies_without_a_verdict_are_counted(capsys):
-    with serve(answer=lambda prompt: DISCURSIVE if "do 7\n" in prompt else judge(prompt)) as server:
-        run_at(server)
+    run_judged(lambda prompt: DISCURSIVE if "do 7\n" in prompt else judge(prompt))
     assert (result()["n"], result()["unparsed"]) == (PROMPTS - 1, 1)
     assert f"unparsed: 1 × {REASON}" in capsys.readouterr().out
     message = f"no reply of the judge has a verdict: 40 × {REASON}"
-    with serve(answer=lambda _: DISCURSIVE) as server, pytest.raises(InputError, match=message):
-        run_at(server, both_orders=True, cache="other.sqlite")
+    with pytest.raises(InputError, match=message):
+        run_judged(lambda _: DISCURSIVE, both_orders=True, cache="other.sqlite")
     assert {row["preference"] for row in result("eval.annotations.json")} == {None}
 
 
-def test_alpaca_evals_own_labels():
+def test_labels_of_alpaca_eval():
     """A template that asks for m or M and nothing else."""
     Path("clf.txt").write_text("{{ instruction }}{{ input }}\nm: {{ first }}\nM: {{ second }}")
-    with serve(answer=lambda prompt: "mM"["m: worth 4" not in prompt]) as server:
-        run_at(server, template_file="clf.txt", labels="m,M")
+    options = {"template_file": "clf.txt", "labels": "m,M"}
+    run_judged(lambda prompt: "mM"["m: quality 4" not in prompt], **options)
     assert (result()["draws"], result()["unparsed"]) == (0, 0)
 
 
 def test_a_judge_with_a_position_bias(capsys):
-    with serve(answer=lambda prompt: "VERDICT: A") as server:
-        run_at(server)
-        assert result()["first_shown"] == 100
-        run_at(server, both_orders=True)
+    run_judged(lambda prompt: "VERDICT: A")
+    assert result()["first_shown"] == 100
+    run_judged(lambda prompt: "VERDICT: A", both_orders=True)
     assert (result()["win_rate"], result()["draws"]) == (50, PROMPTS)
     assert "won 100.0 % of 80 verdicts" in capsys.readouterr().out
 
@@ -216,7 +206,7 @@ def test_a_function_as_judge_and_only_common_prompts(capsys):
     assert result()["n"] == 3
 
 
-def test_without_a_flag_it_is_the_embedded_world(capsys):
+def test_the_embedded_world_is_the_default(capsys):
     run()
     out = capsys.readouterr().out
     assert out.startswith("the edit against the original, judged by fgrlhf_jax.tiny_world.")
