@@ -53,7 +53,7 @@ def main(config) -> None:
         log=log,
     )
     used = {"template": model.template, "max_new_tokens": config.max_new_tokens}
-    learned = used | {n: value for n, value in hf_load.learned_data(path).items() if value}
+    learned = used | {n: value for n, value in hf_load.encoding_settings(path).items() if value}
     differs = [f"{name}={learned[name]}" for name in used if learned[name] != used[name]]
     note = f", though the model was fine-tuned with {', '.join(differs)}" if differs else ""
     log(", ".join(f"{name}={value}" for name, value in used.items()) + note)

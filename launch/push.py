@@ -58,7 +58,7 @@ def read_model(config) -> tuple[huggingface_hub.ModelCard, dict[str, Path]]:
     if checksums.is_adapter(folder) and Path(base := peft.base_name(folder)).exists():
         raise InputError(
             f"path={config.path}: is an adapter of {base}, which is only on this machine; push "
-            f"{base} first, and write its hub id as {checksums.BASE} into "
+            f"{base} first, and write its hub id as {checksums.BASE_FIELD} into "
             f"{folder / checksums.ADAPTER}"
         )
     if not (folder / "README.md").is_file():

@@ -114,22 +114,22 @@ def pad_rows(rows: Sequence[ChangedRow], bucket: int, batch_size: int) -> dict[s
         limit      1 2 3 2 2 0       columns of branch 0 that a token sees
 
     Returns:
-      tokens_BS, branch_BS, positions_BS, limit_BS and before_BS (the column of the previous token,
+      tokens_BS, branch_BS, positions_BS, limit_BS and previous_BS (the column of the previous token,
       0 for the first), all int32; mask_BS bool, real tokens. The last row is repeated to fill the
       batch.
     """
-    names = ("branch", "positions", "limit", "before")
+    names = ("branch", "positions", "limit", "previous")
     columns: dict[str, list] = {name: [] for name in names}
     rows, _ = fill_batch(rows, batch_size)
     for row in rows:
         base, branch = np.arange(len(row.tokens), dtype=np.int32), np.zeros_like(row.tokens)
-        positions, limit, before = base.copy(), base + 1, np.maximum(base - 1, 0)
+        positions, limit, previous = base.copy(), base + 1, np.maximum(base - 1, 0)
         for number, (change, start) in enumerate(zip(row.changes, row.branches, strict=True), 1):
             part = slice(start, start + len(change.removed))
             branch[part], limit[part] = number, change.column
             positions[part] += change.column - start
-            before[start] = change.column - 1
-        for name, values in zip(names, (branch, positions, limit, before), strict=True):
+            previous[start] = change.column - 1
+        for name, values in zip(names, (branch, positions, limit, previous), strict=True):
             columns[name].append(values)
     ends_B1 = np.array([len(row.tokens) for row in rows])[:, None]
     padded = {f"{name}_BS": pad_right(values, bucket) for name, values in columns.items()}

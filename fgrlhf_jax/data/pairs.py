@@ -234,14 +234,14 @@ def pad_pairs(
 
     Returns:
       By column of the row: tokens_BS int32; mask_BS bool, real tokens; branch_BS int8, 0 common,
-      1 rest of i, 2 rest of j; positions_BS int32, position in the side; before_BS int32, column of
+      1 rest of i, 2 rest of j; positions_BS int32, position in the side; previous_BS int32, column of
       the previous token, 0 for the first. By token of a side: columns_B2S int32, its column in the
       row; response_B2S bool, response tokens; changed_B2S bool, U1; partner_BS int32, token of side
       0 -> matched token of side 1, or -1. And weight_B float32, 1 or 0.
     """
     pairs, weight_B = fill_batch(pairs, batch_size)
     shape = (len(pairs), bucket)
-    tokens_BS, positions_BS, before_BS = np.zeros((3, *shape), np.int32)
+    tokens_BS, positions_BS, previous_BS = np.zeros((3, *shape), np.int32)
     mask_BS, branch_BS = np.zeros(shape, bool), np.zeros(shape, np.int8)
     columns_B2S = np.zeros((len(pairs), 2, bucket), np.int32)
     response_B2S, changed_B2S = np.zeros((2, *columns_B2S.shape), bool)
@@ -258,7 +258,7 @@ def pad_pairs(
             tokens_BS[b, columns] = tokens
             branch_BS[b, columns[pair.common :]] = side + 1
             positions_BS[b, columns] = np.arange(length)
-            before_BS[b, columns[1:]] = columns[:-1]
+            previous_BS[b, columns[1:]] = columns[:-1]
             columns_B2S[b, side, :length] = columns
             response_B2S[b, side, start:length] = True
             changed_B2S[b, side, :length] = changed
@@ -267,7 +267,7 @@ def pad_pairs(
         "mask_BS": mask_BS,
         "branch_BS": branch_BS,
         "positions_BS": positions_BS,
-        "before_BS": before_BS,
+        "previous_BS": previous_BS,
         "columns_B2S": columns_B2S,
         "response_B2S": response_B2S,
         "changed_B2S": changed_B2S,

@@ -24,17 +24,17 @@ CHOICES = ("auto", "xla", "cudnn", "splash")
 
 def check(choice: str, dtype: str, head_dim: int) -> None:
     """Raises InputError for a kernel that does not support these heads."""
-    if reason := _unfit(choice, dtype, head_dim):
+    if reason := _unsupported(choice, dtype, head_dim):
         raise InputError(f"attention={choice}: {reason}, or leave attention=auto")
 
 
 def check_devices(choice: str, mesh: jax.sharding.Mesh) -> None:
     """Raises InputError for a kernel that the mesh's devices do not have."""
     device = mesh.devices.flat[0]
-    if choice in ("cudnn", "splash") and choice != _native(device):
-        wanted = {"cudnn": "an NVIDIA GPU of Ampere or newer", "splash": "a TPU"}[choice]
+    if choice in ("cudnn", "splash") and choice != _native_kernel(device):
+        required = {"cudnn": "an NVIDIA GPU of Ampere or newer", "splash": "a TPU"}[choice]
         raise InputError(
-            f"model.attention={choice}: the kernel is for {wanted} and the mesh is of "
+            f"model.attention={choice}: the kernel is for {required} and the mesh is of "
             f"{device.device_kind}; set model.attention=auto"
         )
 
@@ -48,11 +48,11 @@ def kernel(choice: str, dtype: str, head_dim: int) -> str:
     if choice != "auto":
         return choice
     device = jax.sharding.get_abstract_mesh().abstract_device or jax.devices()[0]
-    native = _native(device)
-    return "xla" if _unfit(native, dtype, head_dim) else native
+    native = _native_kernel(device)
+    return "xla" if _unsupported(native, dtype, head_dim) else native
 
 
-def _native(device) -> str:
+def _native_kernel(device) -> str:
     """The kernel made for a device."""
     if device.platform == "tpu":
         return "splash"
@@ -64,7 +64,7 @@ def _native(device) -> str:
     return "cudnn" if float(capability) >= 8 else "xla"
 
 
-def _unfit(choice: str, dtype: str, head_dim: int) -> str:
+def _unsupported(choice: str, dtype: str, head_dim: int) -> str:
     """Why a kernel does not support these heads, and what to set; "" if it does."""
     if choice == "cudnn" and dtype != "bfloat16":
         return f"cuDNN's kernel computes in bfloat16, not in {dtype}; set dtype=bfloat16"
@@ -97,8 +97,8 @@ def dense_mask(attend: jax.Array | tuple[jax.Array, jax.Array]) -> jax.Array:
         return attend
     length = attend.shape[-1]
     causal_1SS = jnp.tri(length, dtype=bool)[None]
-    self_1SS = jnp.eye(length, dtype=bool)[None]
-    return (causal_1SS & attend[:, None, :]) | self_1SS
+    diagonal_1SS = jnp.eye(length, dtype=bool)[None]
+    return (causal_1SS & attend[:, None, :]) | diagonal_1SS
 
 
 def self_attention(q_BSNH, k_BSKH, v_BSKH, attend, implementation: str) -> jax.Array:
@@ -172,8 +172,8 @@ def block_attention(q_BQNH, k_BSKH, v_BSKH, attend_BQS) -> jax.Array:
     score_BKGQS = jnp.where(attend_BQS[:, None, None], score_BKGQS, jnp.finfo(jnp.float32).min)
     weight_BKGQS = jax.nn.softmax(score_BKGQS, axis=-1).astype(v_BSKH.dtype)
     weight_BKXS = weight_BKGQS.reshape(B, K, G * Q, S)
-    mixed_BKXH = jnp.einsum("BKXS,BKSH->BKXH", weight_BKXS, v_BKSH)
-    return mixed_BKXH.reshape(B, K, G, Q, H).transpose(0, 3, 1, 2, 4).reshape(B, Q, N, H)
+    output_BKXH = jnp.einsum("BKXS,BKSH->BKXH", weight_BKXS, v_BKSH)
+    return output_BKXH.reshape(B, K, G, Q, H).transpose(0, 3, 1, 2, 4).reshape(B, Q, N, H)
 
 
 CACHE_AXES = (3, 2, 3, 2)  # axis of the columns in each array of a cache
@@ -192,8 +192,8 @@ def to_cache(k_BSKH, v_BSKH, int8: bool) -> tuple[jax.Array, ...]:
         jnp.max(jnp.abs(x), axis=axis, keepdims=True).astype(jnp.float32) / 127
         for x, axis in zip(heads, (2, 3), strict=True)
     )
-    whole = (jnp.round(x / jnp.maximum(s, 1e-30)) for x, s in zip(heads, scales, strict=True))
-    return *(x.astype(jnp.int8) for x in whole), *scales
+    rounded = (jnp.round(x / jnp.maximum(s, 1e-30)) for x, s in zip(heads, scales, strict=True))
+    return *(x.astype(jnp.int8) for x in rounded), *scales
 
 
 def cached_attention(q_B1NH, cache: tuple[jax.Array, ...], attend_BS) -> jax.Array:
@@ -210,5 +210,5 @@ def cached_attention(q_B1NH, cache: tuple[jax.Array, ...], attend_BS) -> jax.Arr
     weight_BKGS = jax.nn.softmax(score_BKGS, axis=-1)
     if scales:
         weight_BKGS *= scales[1].swapaxes(2, 3)
-    mixed_BKGH = jnp.einsum("BKGS,BKSH->BKGH", weight_BKGS.astype(v_BKSH.dtype), v_BKSH)
-    return mixed_BKGH.reshape(B, 1, N, H)
+    output_BKGH = jnp.einsum("BKGS,BKSH->BKGH", weight_BKGS.astype(v_BKSH.dtype), v_BKSH)
+    return output_BKGH.reshape(B, 1, N, H)

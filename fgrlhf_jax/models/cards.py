@@ -100,8 +100,8 @@ def model_card(
         "Command": f"`{versions.describe_command()}` (`--config.run_dir=…` is left out)",
         "Versions": versions.describe_versions(),
     }
-    ours = "LanguageModel" if kind == "CausalLM" else "RewardModel"
-    values = {"title": title, "kind": kind, "response": response, "ours": ours, "facts": facts}
+    own_class = "LanguageModel" if kind == "CausalLM" else "RewardModel"
+    values = {"title": title, "kind": kind, "response": response, "ours": own_class, "facts": facts}
     values["adapter"] = adapter
     return _render("model_card.md", data, **values, figures=origin.figures)
 

@@ -37,10 +37,10 @@ def with_chat_template(
     """
     ends: set[int] = set()
     with contextlib.suppress(Exception):  # a template is a program, which may raise anything
-        whole = templates.encode_response(tokenizer, template, EXAMPLE, EXAMPLE.output, append_eos)
-        ends = {whole.ids[-1]} if append_eos else ends
+        turn = templates.encode_response(tokenizer, template, EXAMPLE, EXAMPLE.output, append_eos)
+        ends = {turn.ids[-1]} if append_eos else ends
         for candidate in _candidates(tokenizer, template):
-            if text := _response_text(candidate, whole.ids, tokenizer.decode([*ends])):
+            if text := _response_text(candidate, turn.ids, tokenizer.decode([*ends])):
                 return candidate, text, ends
     if template != "chat":
         tokenizer = copy.deepcopy(tokenizer)
@@ -77,20 +77,20 @@ def _messages(record: Instruction) -> list[dict[str, str]]:
 def _agrees(tokenizer: Tokenizer, template: str, record: Instruction) -> bool:
     """Whether chat template and training give the same ids, for a prompt and with its response."""
     messages, options = _messages(record), {"tokenize": True, "return_dict": False}
-    answered = [*messages, {"role": "assistant", "content": record.output}]
-    whole = templates.encode_response(tokenizer, template, record, record.output)
+    chat = [*messages, {"role": "assistant", "content": record.output}]
+    encoded = templates.encode_response(tokenizer, template, record, record.output)
     prompt, _ = templates.encode_prompt(tokenizer, template, record)
     ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, **options)
-    return ids == prompt and tokenizer.apply_chat_template(answered, **options) == whole.ids
+    return ids == prompt and tokenizer.apply_chat_template(chat, **options) == encoded.ids
 
 
 def _response_text(tokenizer: Tokenizer, ids: list[int], end: str) -> str:
     """The text that completes EXAMPLE's prompt to a text with these ids, or ""."""
     messages, output = _messages(EXAMPLE), EXAMPLE.output
-    answered = [*messages, {"role": "assistant", "content": output}]
+    chat = [*messages, {"role": "assistant", "content": output}]
     prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    whole = tokenizer.apply_chat_template(answered, tokenize=False).removeprefix(prompt)
-    parts = whole.partition(end)[0] + end if end else "", whole.partition(output)[0] + output
+    rendered = tokenizer.apply_chat_template(chat, tokenize=False).removeprefix(prompt)
+    parts = rendered.partition(end)[0] + end if end else "", rendered.partition(output)[0] + output
     for text in (*parts, output + end):
         if tokenizer(prompt + text, add_special_tokens=False)["input_ids"] == ids:
             return text

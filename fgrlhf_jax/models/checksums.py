@@ -14,9 +14,9 @@ CONFIG = "config.json"
 # file of that name transformers would look for whole weights.
 ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 ADAPTER_META = "fgrlhf.json"
-BASE = "base_model_name_or_path"  # may change: an adapter also records a digest of its base
+BASE_FIELD = "base_model_name_or_path"  # may change: an adapter also records a digest of its base
 PATTERNS = ("*.json", "*.jinja", "*.model", "*.safetensors")  # the files that make up a model
-SETTLED = 2_000_000_000  # nanoseconds without a change after which a digest is cached
+SETTLED_NS = 2_000_000_000  # nanoseconds without a change after which a digest is cached
 
 
 def is_adapter(folder: Path) -> bool:
@@ -44,9 +44,9 @@ def check(folder: Path, config: dict, *, weights: bool) -> None:
     ``config`` is the content of the folder's :func:`config_file`. Checked are the ``weights``, or
     otherwise all the small files.
     """
-    ours, own = config.get("fgrlhf", {}), config_file(folder).name
-    sums = ours.get("sha256", {}) if isinstance(ours, dict) else None
-    if not isinstance(sums, dict) or not isinstance(ours.get("data", {}), dict):
+    meta, own = config.get("fgrlhf", {}), config_file(folder).name
+    sums = meta.get("sha256", {}) if isinstance(meta, dict) else None
+    if not isinstance(sums, dict) or not isinstance(meta.get("data", {}), dict):
         raise InputError(
             f'{folder / own}: "fgrlhf" and its "data" and "sha256" must be JSON objects, as '
             "they were exported; use a sound copy"
@@ -57,13 +57,13 @@ def check(folder: Path, config: dict, *, weights: bool) -> None:
             continue
         file = folder / name
         digest = _config_digest(config) if name == own else file.is_file() and _digest(file)
-        meant = f'delete "sha256" in {own} if the change is meant, as after another tool saved it'
+        remedy = f'delete "sha256" in {own} if the change is meant, as after another tool saved it'
         if name in added:
-            raise InputError(f"{file}: is no part of this export; delete it, or {meant}")
+            raise InputError(f"{file}: is no part of this export; delete it, or {remedy}")
         if digest != sums[name]:
             raise InputError(
                 f"{file}: is damaged, missing or not the one of this export (by the checksums in "
-                f"{own}); copy the folder again, or {meant}"
+                f"{own}); copy the folder again, or {remedy}"
             )
 
 
@@ -83,11 +83,11 @@ def _digest(file: Path) -> str:
     if file.name == ADAPTER:
         with contextlib.suppress(ValueError, AttributeError, RecursionError):
             fields = json.loads(file.read_text(encoding="utf-8")).items()
-            return _sha256(json.dumps(sorted(field for field in fields if field[0] != BASE)))
+            return _sha256(json.dumps(sorted(field for field in fields if field[0] != BASE_FIELD)))
     status = file.stat()
     times = status.st_mtime_ns, status.st_ctime_ns
     identity = status.st_dev, status.st_ino, status.st_size, *times
-    is_settled = time.time_ns() - max(times) > SETTLED
+    is_settled = time.time_ns() - max(times) > SETTLED_NS
     return _read_digest(file, identity) if is_settled else _read_digest.__wrapped__(file)
 
 
@@ -99,8 +99,8 @@ def _read_digest(file: Path, *_) -> str:
 
 def _config_digest(config: dict) -> str:
     """A digest of config.json without the checksums, independent of its formatting."""
-    ours = {name: value for name, value in config["fgrlhf"].items() if name != "sha256"}
-    return _sha256(json.dumps(config | {"fgrlhf": ours}, sort_keys=True))
+    meta = {name: value for name, value in config["fgrlhf"].items() if name != "sha256"}
+    return _sha256(json.dumps(config | {"fgrlhf": meta}, sort_keys=True))
 
 
 def _sha256(text: str) -> str:

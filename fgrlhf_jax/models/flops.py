@@ -40,6 +40,6 @@ def decoding_flops(cfg: LlamaConfig, prompts, responses) -> float:
     """FLOPs of sampling; the last token of a response is never an input."""
     prompts, responses = np.asarray(prompts, float), np.asarray(responses, float)
     ends = prompts + responses
-    later = (ends * (ends - 1) - prompts * (prompts + 1)) / 2  # P + 1, …, P + T - 1
-    layers = forward_flops(cfg, (ends - 1).sum(), (prompts**2 + later).sum())
+    pairs = (ends * (ends - 1) - prompts * (prompts + 1)) / 2  # P + 1, …, P + T - 1
+    layers = forward_flops(cfg, (ends - 1).sum(), (prompts**2 + pairs).sum())
     return layers + logits_flops(cfg, responses.sum())

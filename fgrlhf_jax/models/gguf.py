@@ -12,7 +12,7 @@ import numpy as np
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.models.hf_names import TABLE, Stored, as_input_error
+from fgrlhf_jax.models.hf_names import TENSOR_NAMES, Stored, as_input_error
 from fgrlhf_jax.models.llama import LlamaConfig, RopeScaling, inverse_frequencies
 
 _LLAMA3_SPLIT = (
@@ -44,10 +44,10 @@ def read_config(file: Path) -> LlamaConfig:
     with as_input_error(file, "has a missing or malformed field"):
         heads = _field(reader, "llama.attention.head_count")
         width = _field(reader, "llama.embedding_length")
-        head = _field(reader, "llama.attention.key_length", width // heads)
+        head_dim = _field(reader, "llama.attention.key_length", width // heads)
         for name in ("rope.dimension_count", "attention.value_length"):
-            if (value := _field(reader, f"llama.{name}", head)) != head:
-                reason = f"llama.{name} is {value} where heads are {head} wide"
+            if (value := _field(reader, f"llama.{name}", head_dim)) != head_dim:
+                reason = f"llama.{name} is {value} where heads are {head_dim} wide"
                 raise InputError(f"{file}: {reason}; only LLaMA-like models can be read")
         cfg = LlamaConfig(
             vocab_size=int(tensors["token_embd.weight"].shape[1]),
@@ -56,7 +56,7 @@ def read_config(file: Path) -> LlamaConfig:
             num_layers=_field(reader, "llama.block_count"),
             num_heads=heads,
             num_kv_heads=_field(reader, "llama.attention.head_count_kv", heads),
-            head_dim=head,
+            head_dim=head_dim,
             rope_theta=_field(reader, "llama.rope.freq_base", 10000.0),
             norm_eps=round(_field(reader, "llama.attention.layer_norm_rms_epsilon"), 12),
             max_position=_field(reader, "llama.context_length"),
@@ -69,8 +69,8 @@ def read_config(file: Path) -> LlamaConfig:
     # GGUF stores divisors of the frequencies, not the scaling; Llama 3.1's and 3.2's are known.
     divisor = np.asarray(tensors["rope_freqs.weight"].data, np.float32).reshape(-1)
     scaled = dataclasses.replace(cfg, rope_scaling=RopeScaling(factor=float(divisor.max())))
-    ours = np.asarray(inverse_frequencies(cfg) / inverse_frequencies(scaled))
-    if ours.shape != divisor.shape or not np.allclose(ours, divisor, rtol=1e-3):
+    expected = np.asarray(inverse_frequencies(cfg) / inverse_frequencies(scaled))
+    if expected.shape != divisor.shape or not np.allclose(expected, divisor, rtol=1e-3):
         raise InputError(f"{file}: its rotary scaling is not Llama 3's; give a folder instead")
     return scaled
 
@@ -79,9 +79,9 @@ def read_tensors(file: Path) -> dict[str, Stored]:
     """All tensors, lazily read, by their Hugging Face names and in Hugging Face's layout."""
     cfg = read_config(file)
     names = {}
-    for ours, theirs, name in TABLE:
-        heads = {"q": cfg.num_heads, "k": cfg.num_kv_heads}.get(ours.split("/")[-2], 0)
-        names |= {name.format(i): (theirs.format(i), heads) for i in range(cfg.num_layers)}
+    for param, gguf_name, name in TENSOR_NAMES:
+        heads = {"q": cfg.num_heads, "k": cfg.num_kv_heads}.get(param.split("/")[-2], 0)
+        names |= {name.format(i): (gguf_name.format(i), heads) for i in range(cfg.num_layers)}
     stored = {}
     for tensor in _reader(file).tensors:
         name, heads = names.get(tensor.name, (tensor.name, 0))
@@ -99,11 +99,11 @@ def load_tokenizer(file: Path):
     from transformers import LlamaTokenizer, PreTrainedTokenizerFast
 
     field = functools.partial(_field, _reader(file))
-    kind, cut = field("tokenizer.ggml.model"), field("tokenizer.ggml.pre", "default")
+    kind, pre = field("tokenizer.ggml.model"), field("tokenizer.ggml.pre", "default")
     if kind == "llama":
-        cut = "blank" if field("tokenizer.ggml.add_space_prefix", True) else "no blank in front"
-    if cut not in {"gpt2": _PRE_TOKENIZERS, "llama": ("blank",)}.get(kind, ()):
-        raise InputError(f"{file}: its tokenizer ({kind}, {cut}) is unknown; give a folder instead")
+        pre = "blank" if field("tokenizer.ggml.add_space_prefix", True) else "no blank in front"
+    if pre not in {"gpt2": _PRE_TOKENIZERS, "llama": ("blank",)}.get(kind, ()):
+        raise InputError(f"{file}: its tokenizer ({kind}, {pre}) is unknown; give a folder instead")
     with as_input_error(file, "has no usable tokenizer"):
         tokens = field("tokenizer.ggml.tokens")
         vocabulary = {token: i for i, token in enumerate(tokens)}
@@ -113,25 +113,25 @@ def load_tokenizer(file: Path):
             "chat_template": field("tokenizer.chat_template"),
             "clean_up_tokenization_spaces": False,
         }
-        for ours, name in {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}.items():
+        for role, name in {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}.items():
             index = field(f"tokenizer.ggml.{name}_token_id")
-            options[f"{ours}_token"] = None if index is None else tokens[index]
+            options[f"{role}_token"] = None if index is None else tokens[index]
         if kind == "gpt2":
             merges = [tuple(merge.split(" ")) for merge in field("tokenizer.ggml.merges")]
             model = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
-            model.pre_tokenizer = pre_tokenizers.Sequence(_PRE_TOKENIZERS[cut])
+            model.pre_tokenizer = pre_tokenizers.Sequence(_PRE_TOKENIZERS[pre])
             model.decoder = decoders.ByteLevel()
             tokenizer = PreTrainedTokenizerFast(tokenizer_object=model, **options)
         else:
             merges = _merges(vocabulary, field("tokenizer.ggml.scores"))
             tokenizer = LlamaTokenizer(vocab=vocabulary, merges=merges, **options)
         types = field("tokenizer.ggml.token_type", [])
-        whole = {
+        by_type = {
             kind: [token for token, i in zip(tokens, types, strict=False) if i == kind]
             for kind in (_CONTROL, _USER_DEFINED)
         }
-        tokenizer.add_special_tokens({"additional_special_tokens": whole[_CONTROL]})
-        tokenizer.add_tokens([AddedToken(t, normalized=False) for t in whole[_USER_DEFINED]])
+        tokenizer.add_special_tokens({"additional_special_tokens": by_type[_CONTROL]})
+        tokenizer.add_tokens([AddedToken(t, normalized=False) for t in by_type[_USER_DEFINED]])
     return tokenizer
 
 

@@ -63,11 +63,11 @@ class CausalLM(nn.Module):
 HEADS = ("after", "state_action", "action")
 
 
-def state_before(x_BSD: jax.Array, before_BS: jax.Array | None) -> jax.Array:
-    """The state at the previous token: in column ``before_BS`` if given, else one to the left."""
-    if before_BS is None:
+def state_before(x_BSD: jax.Array, previous_BS: jax.Array | None) -> jax.Array:
+    """The state at the previous token: in column ``previous_BS`` if given, else one to the left."""
+    if previous_BS is None:
         return jnp.pad(x_BSD, ((0, 0), (1, 0), (0, 0)))[:, :-1]
-    return jnp.take_along_axis(x_BSD, before_BS[:, :, None], axis=1)
+    return jnp.take_along_axis(x_BSD, previous_BS[:, :, None], axis=1)
 
 
 class ScalarHead(nn.Module):
@@ -78,7 +78,7 @@ class ScalarHead(nn.Module):
     "action"        (h_{t-1} W) . U[a_t] + b                    from the state before it only
 
     w and W (gate) start at zero; U (unembed) should be the language model's head, if there is one.
-    The previous token is in column ``before_BS`` if given, else one column to the left.
+    The previous token is in column ``previous_BS`` if given, else one column to the left.
     """
 
     cfg: LlamaConfig
@@ -98,16 +98,16 @@ class ScalarHead(nn.Module):
             self.gate = self.param("gate", zeros, shape)
             self.unembed_VD = self.param("unembed", normal(width**-0.5), (vocab, width))
 
-    def __call__(self, hidden_BSD, tokens_BS, positions_BS, before_BS=None):
+    def __call__(self, hidden_BSD, tokens_BS, positions_BS, previous_BS=None):
         hidden_BSD = hidden_BSD.astype(jnp.float32)
         einsum = functools.partial(jnp.einsum, precision="highest")
         value_BS = self.bias_1[None] if self.use_bias else jnp.zeros((1, 1))
         if self.kind != "action":
             value_BS += einsum("BSD,DO->BS", hidden_BSD, self.kernel_D1)
         if self.kind != "after":
-            before_BSD = state_before(self.gated(hidden_BSD), before_BS)
+            previous_BSD = state_before(self.gated(hidden_BSD), previous_BS)
             action_BSD = sharding.look_up(self.unembed_VD, tokens_BS)
-            chosen_BS = einsum("BSD,BSD->BS", before_BSD, action_BSD)
+            chosen_BS = einsum("BSD,BSD->BS", previous_BSD, action_BSD)
             # Before the first real token there is nothing, or padding.
             value_BS += jnp.where(positions_BS > 0, chosen_BS, 0.0)
         return value_BS
@@ -118,14 +118,14 @@ class ScalarHead(nn.Module):
             return hidden_BSD * self.gate[None, None]
         return flat_product(hidden_BSD, self.gate, 0, precision="highest")
 
-    def prices(self, hidden_BSD: jax.Array) -> jax.Array:
+    def action_rewards(self, hidden_BSD: jax.Array) -> jax.Array:
         """r_BSV, the reward that every next token would get in each state, float32.
 
         For "state_action" without v . h_t, which depends on the state after the token.
         """
         gated_BSD = self.gated(hidden_BSD.astype(jnp.float32))
-        price_BSV = flat_product(gated_BSD, self.unembed_VD, 1, precision="highest")
-        return price_BSV + self.bias_1[None, None] if self.use_bias else price_BSV
+        reward_BSV = flat_product(gated_BSD, self.unembed_VD, 1, precision="highest")
+        return reward_BSV + self.bias_1[None, None] if self.use_bias else reward_BSV
 
 
 class TokenValueModel(nn.Module):
@@ -147,13 +147,13 @@ class TokenValueModel(nn.Module):
         self.backbone = Llama(self.cfg)
         self.head = ScalarHead(self.cfg, self.kind, self.use_bias)
 
-    def __call__(self, tokens_BS, positions_BS, attend, before_BS=None) -> jax.Array:
+    def __call__(self, tokens_BS, positions_BS, attend, previous_BS=None) -> jax.Array:
         hidden_BSD = self.backbone(tokens_BS, positions_BS, attend)
-        return self._bound(self.head(hidden_BSD, tokens_BS, positions_BS, before_BS))
+        return self._bound(self.head(hidden_BSD, tokens_BS, positions_BS, previous_BS))
 
     def next_tokens(self, hidden_BSD: jax.Array) -> jax.Array:
         """r_BSV, the reward that every next token would get in the backbone's states."""
-        return self._bound(self.head.prices(hidden_BSD))
+        return self._bound(self.head.action_rewards(hidden_BSD))
 
     def _bound(self, value: jax.Array) -> jax.Array:
         return jnp.tanh(value / 2) if self.bounded else value

@@ -48,8 +48,8 @@ def _locate(path: str | os.PathLike) -> Path:
             f"{path!s:.300}: no such model; give a Hugging Face folder, a .gguf file or a hub id"
         )
     try:
-        wanted = list(checksums.PATTERNS)
-        return Path(huggingface_hub.snapshot_download(str(path), allow_patterns=wanted))
+        patterns = list(checksums.PATTERNS)
+        return Path(huggingface_hub.snapshot_download(str(path), allow_patterns=patterns))
     except (OSError, ValueError) as error:  # base classes of the hub's own errors
         status, advice = hub_cause(error)[1], "the name and the network"
         if status in (401, 403):
@@ -69,11 +69,11 @@ def hub_cause(error: BaseException) -> tuple[BaseException, int | None]:
 
 def _check_is_model(folder: Path) -> None:
     """Raises InputError for two kinds of folders that look like models but are not."""
-    whole = [name for name in WEIGHTS if (folder / name).is_file()]
-    if checksums.is_adapter(folder) and whole:
+    weights = [name for name in WEIGHTS if (folder / name).is_file()]
+    if checksums.is_adapter(folder) and weights:
         raise InputError(
             f"{folder}: has whole weights and an adapter, and one model is expected; delete "
-            f"{checksums.ADAPTER} or {' and '.join(whole)}"
+            f"{checksums.ADAPTER} or {' and '.join(weights)}"
         )
     config = folder / checksums.CONFIG
     if config.is_file() and "run_dir" in read_json(config):

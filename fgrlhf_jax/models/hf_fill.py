@@ -18,20 +18,20 @@ BUFFER = re.compile(r".*rotary_emb\.inv_freq$")  # in old checkpoints, ignored
 
 def check_fit(path: Path, stored: dict[str, hf_names.Stored], leaves: list) -> None:
     """Raises an InputError that names all missing, surplus and misshapen tensors."""
-    wanted = {
-        name: hf_names.stored_shape(ours, leaf.shape)
-        for ours, leaf in leaves
-        for name in hf_names.stored_names(ours, leaf.shape)
+    expected = {
+        name: hf_names.stored_shape(param, leaf.shape)
+        for param, leaf in leaves
+        for name in hf_names.stored_names(param, leaf.shape)
     }
     allowed = re.compile(rf"{HEADS.pattern}|{BUFFER.pattern}|.*\.lora_[AB]\.weight$")
-    surplus = [name for name in stored if name not in wanted and not allowed.match(name)]
-    has_backbone = "model.norm.weight" in wanted
+    surplus = [name for name in stored if name not in expected and not allowed.match(name)]
+    has_backbone = "model.norm.weight" in expected
     problems = {
-        "missing": [name for name in wanted if name not in stored],
+        "missing": [name for name in expected if name not in stored],
         "surplus": surplus if has_backbone else [],
         "misshapen": [
             f"{name} is {list(stored[name].shape)} where {list(shape)} is expected"
-            for name, shape in wanted.items()
+            for name, shape in expected.items()
             if name in stored and stored[name].shape != shape
         ],
     }
@@ -39,8 +39,8 @@ def check_fit(path: Path, stored: dict[str, hf_names.Stored], leaves: list) -> N
     if not parts:
         return
     name = "model.embed_tokens.weight"
-    if name in wanted and name in stored and stored[name].shape[0] != wanted[name][0]:
-        sizes = f"{stored[name].shape[0]} tokens and the model's {wanted[name][0]}"
+    if name in expected and name in stored and stored[name].shape[0] != expected[name][0]:
+        sizes = f"{stored[name].shape[0]} tokens and the model's {expected[name][0]}"
         parts.insert(0, f"its vocabulary has {sizes}")
     raise InputError(f"{path}: these weights do not fit the model; {'; '.join(parts)}")
 
@@ -64,18 +64,18 @@ def _zeros(leaf) -> jax.Array:
     return zeros(leaf.shape, leaf.dtype)
 
 
-def place(array, layer: int, tensor, ours: str, leaf) -> tuple[Any, bool]:
+def place(array, layer: int, tensor, param: str, leaf) -> tuple[Any, bool]:
     """Puts one stored tensor into the array; also returns whether all of it is finite."""
-    stacked, transpose = hf_names.is_stacked(ours), hf_names.is_transposed(ours)
+    stacked, transpose = hf_names.is_stacked(param), hf_names.is_transposed(param)
     raw, target = tensor.read(), jax.tree.map(lambda x: getattr(x, "sharding", None), leaf)
-    whole = target.qvalue if quantize.is_quantized(leaf) else target
-    if isinstance(whole, NamedSharding):  # shard the stored tensor like its target
-        spec = [*whole.spec, *[None] * (len(leaf.shape) - len(whole.spec))][stacked:]
+    sharding = target.qvalue if quantize.is_quantized(leaf) else target
+    if isinstance(sharding, NamedSharding):  # shard the stored tensor like its target
+        spec = [*sharding.spec, *[None] * (len(leaf.shape) - len(sharding.spec))][stacked:]
         spec = PartitionSpec(*(spec[::-1] if transpose else spec))
-        source = NamedSharding(whole.mesh, spec)
+        source = NamedSharding(sharding.mesh, spec)
         value = jax.make_array_from_callback(raw.shape, source, lambda index: raw[index])
     else:
-        value = jax.device_put(raw, whole)
+        value = jax.device_put(raw, sharding)
     if stacked and layer == 0:
         array = jax.tree.map(_zeros, leaf)
     array, finite = _inserter(transpose, leaf.dtype, target)(array, layer, value)

@@ -77,20 +77,20 @@ def check_language_model(path: str | os.PathLike) -> None:
         )
 
 
-def learned_data(path: str) -> dict:
+def encoding_settings(path: str) -> dict:
     """The encoding settings of a model trained by this project; {} for other models."""
     return _read_part(path, checksums.CONFIG).get("fgrlhf", {}).get("data", {})
 
 
-def learned_template(path: str) -> str:
+def trained_template(path: str) -> str:
     """The prompt template of a model fine-tuned by this project; "" for other models."""
-    return learned_data(path).get("template", "")
+    return encoding_settings(path).get("template", "")
 
 
 def resolve_template(path: str, tokenizer, template: str = "") -> str:
     """``template``, else that of fine-tuning, else chat if the tokenizer has one, else alpaca."""
     fallback = "chat" if getattr(tokenizer, "chat_template", None) else "alpaca"
-    return template or learned_template(path) or fallback
+    return template or trained_template(path) or fallback
 
 
 def read_generation_config(path: str | os.PathLike) -> dict:
@@ -115,16 +115,16 @@ def end_ids(
     stops = generation.get("stop_strings") or []
     texts = [str(text) for text in (stops if isinstance(stops, list) else [stops])]
     tokens = tokenizer.get_added_vocab() if texts else {}
-    if others := ", ".join(repr(text) for text in texts if text not in tokens):
+    if unknown := ", ".join(repr(text) for text in texts if text not in tokens):
         log(
-            f"{path}: stop_strings={others:.100} in generation_config.json are no tokens of their "
+            f"{path}: stop_strings={unknown:.100} in generation_config.json are no tokens of their "
             "own, and end no response here: it may run on; cut it there"
         )
     for config in (generation, _read_part(path, checksums.CONFIG)):
         ids = config.get("eos_token_id")
         ids = [i for i in (ids if isinstance(ids, list) else [ids]) if i is not None]
-        if wrong := [i for i in ids if type(i) is not int or i < 0]:
-            raise InputError(f"{path}: eos_token_id={wrong[0]!r:.40} is no token id; correct it")
+        if invalid := [i for i in ids if type(i) is not int or i < 0]:
+            raise InputError(f"{path}: eos_token_id={invalid[0]!r:.40} is no token id; correct it")
         if ids:
             break
     ids = [*(ids or [tokenizer.eos_token_id]), *(tokens[text] for text in texts if text in tokens)]
@@ -172,13 +172,13 @@ def _folder_tokenizer(folder: Path):
         raise InputError(f"{folder}: has no tokenizer.json or tokenizer.model; put one there")
     if sentencepiece.is_file() and not (folder / "tokenizer.json").is_file():
         # Keep SentencePiece's own ids, and put LLaMA's BOS before a text.
-        more = {"legacy": True, "add_bos_token": options.get("add_bos_token", True)}
+        flags = {"legacy": True, "add_bos_token": options.get("add_bos_token", True)}
         with hf_names.as_input_error(sentencepiece, "is no SentencePiece model"):
-            return PreTrainedTokenizerFast.from_pretrained(str(folder), **more)
+            return PreTrainedTokenizerFast.from_pretrained(str(folder), **flags)
     # AutoTokenizer needs a known model type in config.json; a tokenizer's folder may have none.
     config = folder / checksums.CONFIG
-    ours = not config.exists() or read_json(config).get("model_type") == STATE_ACTION_TYPE
-    kind = PreTrainedTokenizerFast if ours else AutoTokenizer
+    is_own = not config.exists() or read_json(config).get("model_type") == STATE_ACTION_TYPE
+    kind = PreTrainedTokenizerFast if is_own else AutoTokenizer
     with hf_names.as_input_error(folder, "has no usable tokenizer"):
         try:
             return kind.from_pretrained(str(folder), trust_remote_code=False)
@@ -234,20 +234,20 @@ def _load(path: Path, abstract: Any, stored: dict, digests: dict[str, str], *, m
         stored.setdefault("head.unembed", stored["lm_head.weight"])
 
     leaves, tree = jax.tree_util.tree_flatten_with_path(abstract, is_leaf=quantize.is_quantized)
-    leaves = [(sharding.path_name(where), leaf) for where, leaf in leaves]
+    leaves = [(sharding.path_name(key_path), leaf) for key_path, leaf in leaves]
     hf_fill.check_fit(path, stored, leaves)
-    bad, filled = [], []
-    for ours, leaf in leaves:
+    invalid, arrays = [], []
+    for param, leaf in leaves:
         array = None
-        for number, name in enumerate(hf_names.stored_names(ours, leaf.shape)):
-            array, finite = hf_fill.place(array, number, stored[name], ours, leaf)
-            bad += [] if finite else [name]
-        filled.append(array)
-    if bad:
-        names = ", ".join(bad)
+        for number, name in enumerate(hf_names.stored_names(param, leaf.shape)):
+            array, finite = hf_fill.place(array, number, stored[name], param, leaf)
+            invalid += [] if finite else [name]
+        arrays.append(array)
+    if invalid:
+        names = ", ".join(invalid)
         raise InputError(f"{path}: NaN or infinite numbers in {names}; use a sound copy")
     peft.check_base(path, digests)
-    return jax.tree_util.tree_unflatten(tree, filled)
+    return jax.tree_util.tree_unflatten(tree, arrays)
 
 
 def initial_adapter(path: str | os.PathLike, key: jax.Array, abstract: dict) -> dict:

@@ -18,7 +18,7 @@ STATE_ACTION_TYPE = "fgrlhf_state_action_reward"
 _SCALE, _DENSE = [("scale", "weight")], [("kernel", "weight"), ("bias", "bias")]
 # Ours, Hugging Face's, GGUF's. A kernel is [in, out] here and [out, in] in the others; a row
 # with {} is one tensor per layer in the others and one stacked array here.
-TABLE = (
+TENSOR_NAMES = (
     ("backbone/embed/embedding", "model.embed_tokens.weight", "token_embd.weight"),
     ("backbone/norm/scale", "model.norm.weight", "output_norm.weight"),
     ("lm_head/kernel", "lm_head.weight", "output.weight"),
@@ -28,11 +28,11 @@ TABLE = (
     ("head/unembed", "head.unembed", ""),
     *(
         (
-            f"backbone/layers/{ours}/{leaf}",
-            f"model.layers.{{}}.{theirs}.{part}",
+            f"backbone/layers/{path}/{leaf}",
+            f"model.layers.{{}}.{stored}.{part}",
             f"blk.{{}}.{gguf}.{part}",
         )
-        for ours, theirs, gguf, parts in (
+        for path, stored, gguf, parts in (
             ("attention_norm", "input_layernorm", "attn_norm", _SCALE),
             ("mlp_norm", "post_attention_layernorm", "ffn_norm", _SCALE),
             ("attention/q", "self_attn.q_proj", "attn_q", _DENSE),
@@ -46,16 +46,16 @@ TABLE = (
         for leaf, part in parts
     ),
 )
-HF_NAME = {ours: theirs for ours, theirs, _ in TABLE}
+HF_NAME = {path: stored for path, stored, _ in TENSOR_NAMES}
 # The linear layers of a block, which may have adapters: ours, Hugging Face's.
 LINEAR = {
-    ours.split("/", 2)[2].removesuffix("/kernel"): theirs.split(".{}.")[1].removesuffix(".weight")
-    for ours, theirs in HF_NAME.items()
-    if ours.startswith("backbone/layers/") and ours.endswith("/kernel")
+    path.split("/", 2)[2].removesuffix("/kernel"): stored.split(".{}.")[1].removesuffix(".weight")
+    for path, stored in HF_NAME.items()
+    if path.startswith("backbone/layers/") and path.endswith("/kernel")
 }
 HF_NAME |= {
-    f"lora/backbone/layers/{ours}/lora_{x.lower()}": f"model.layers.{{}}.{theirs}.lora_{x}.weight"
-    for ours, theirs in LINEAR.items()
+    f"lora/backbone/layers/{path}/lora_{x.lower()}": f"model.layers.{{}}.{stored}.lora_{x}.weight"
+    for path, stored in LINEAR.items()
     for x in "AB"
 }
 
@@ -82,7 +82,7 @@ ROPE_FIELDS = {
 
 def read_fields(config: dict, fields: dict) -> dict:
     """LlamaConfig's fields from config.json's; errors as for :func:`read_number`."""
-    return {ours: read_number(config, *theirs) for ours, theirs in fields.items()}
+    return {field: read_number(config, *spec) for field, spec in fields.items()}
 
 
 def read_number(config: dict, name: str, kind: type, default: float | None = None) -> Any:
@@ -103,7 +103,7 @@ def read_number(config: dict, name: str, kind: type, default: float | None = Non
 
 def write_fields(source: object, fields: dict) -> dict:
     """config.json's fields from LlamaConfig's."""
-    return {theirs: getattr(source, ours) for ours, (theirs, _, _) in fields.items()}
+    return {name: getattr(source, field) for field, (name, _, _) in fields.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,26 +114,26 @@ class Stored:
     read: Callable[[], np.ndarray]
 
 
-def is_stacked(ours: str) -> bool:
+def is_stacked(param: str) -> bool:
     """Whether the array stacks all layers, which are stored as one tensor each."""
-    return "{}" in HF_NAME[ours]
+    return "{}" in HF_NAME[param]
 
 
-def is_transposed(ours: str) -> bool:
+def is_transposed(param: str) -> bool:
     """Whether the tensor is stored as [out, in]."""
-    return ours.endswith(("kernel", "lora_a", "lora_b"))
+    return param.endswith(("kernel", "lora_a", "lora_b"))
 
 
-def stored_names(ours: str, shape: tuple[int, ...]) -> list[str]:
+def stored_names(param: str, shape: tuple[int, ...]) -> list[str]:
     """The Hugging Face tensors that make up one of our arrays."""
-    name = HF_NAME[ours]
-    return [name.format(i) for i in range(shape[0])] if is_stacked(ours) else [name]
+    name = HF_NAME[param]
+    return [name.format(i) for i in range(shape[0])] if is_stacked(param) else [name]
 
 
-def stored_shape(ours: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+def stored_shape(param: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     """The stored shape of each of these tensors."""
-    shape = shape[1:] if is_stacked(ours) else shape
-    return shape[::-1] if is_transposed(ours) else shape
+    shape = shape[1:] if is_stacked(param) else shape
+    return shape[::-1] if is_transposed(param) else shape
 
 
 @contextlib.contextmanager

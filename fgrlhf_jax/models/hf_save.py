@@ -84,7 +84,7 @@ def save(
     config |= {"torch_dtype": dtype}
     if architecture != LANGUAGE_MODEL:  # otherwise adapters with token rewards would load without
         config |= {"token_classification_bias": has_bias}
-    with _replacing(folder) as temporary:
+    with _atomic_folder(folder) as temporary:
         options = {"scale": cfg.lora_scale, "dtype": jnp.dtype(dtype)}
         files = hf_tensors.write(temporary, tensors, max_shard_bytes, is_whole, **options)
         if jax.process_index() == 0:
@@ -97,7 +97,7 @@ def save(
             if architecture == LANGUAGE_MODEL:
                 (temporary / "generation_config.json").write_text(json.dumps(generation, indent=2))
             if not is_whole:
-                fields = peft.describe(adapter, list(tensors), architecture, base)
+                fields = peft.adapter_config(adapter, list(tensors), architecture, base)
                 (temporary / checksums.ADAPTER).write_text(json.dumps(fields, indent=2))
             checksums.write_config(temporary, config)
             for file in files:  # the library makes them private, ignoring the umask
@@ -114,19 +114,19 @@ def _check_heads(
     # The gate is a matrix for heads that do not read the state after the action.
     gate = tensors.get("head.gate")
     state_head = set() if gate and gate[0].ndim == 2 else {"score.weight"}
-    wanted = {
+    expected = {
         LANGUAGE_MODEL: {"lm_head.weight"} if is_whole and not cfg.tie_embeddings else set(),
         TOKEN_REWARD: {"score.weight"} | bias,
         SEQUENCE_REWARD: {"score.weight"},
         STATE_ACTION: {"head.gate", *state_head, *(["head.unembed"] if is_whole else [])} | bias,
     }[architecture]
-    if heads != wanted:
-        raise ValueError(f"{architecture} has {sorted(wanted)}, not {sorted(heads)}")
+    if heads != expected:
+        raise ValueError(f"{architecture} has {sorted(expected)}, not {sorted(heads)}")
     return bool(bias)
 
 
 @contextlib.contextmanager
-def _replacing(folder: Path) -> Iterator[Path]:
+def _atomic_folder(folder: Path) -> Iterator[Path]:
     """A new folder that replaces ``folder`` after the with-block has written all of it.
 
     Raises InputError if it cannot be written; an existing folder stays.
@@ -175,7 +175,7 @@ def _describe(
         "rope_scaling": scaling,
         "fgrlhf": extra,
     }
-    tokenizer = _padded(tokenizer, cfg.vocab_size, architecture)
+    tokenizer = _with_pad_token(tokenizer, cfg.vocab_size, architecture)
     ends, response, generation = set(), "", {}
     if template := _data(config).get("template", ""):
         append_eos = _data(config).get("append_eos", True)
@@ -192,7 +192,7 @@ def _describe(
     return config | ids, generation, tokenizer, response
 
 
-def _padded(tokenizer, vocab_size: int, architecture: str):
+def _with_pad_token(tokenizer, vocab_size: int, architecture: str):
     """A copy whose pad token has an embedding in the model; a reward model's may be None."""
     tokenizer = copy.deepcopy(tokenizer)
     if (tokenizer.pad_token_id or 0) >= vocab_size:
@@ -202,28 +202,28 @@ def _padded(tokenizer, vocab_size: int, architecture: str):
         tokenizer.init_kwargs["padding_side"] = tokenizer.padding_side = "left"
         if tokenizer.pad_token is None:
             unknown = tokenizer.unk_token_id
-            has_row = unknown is not None and unknown < vocab_size
-            tokenizer.pad_token = tokenizer.unk_token if has_row else tokenizer.eos_token
+            is_embedded = unknown is not None and unknown < vocab_size
+            tokenizer.pad_token = tokenizer.unk_token if is_embedded else tokenizer.eos_token
         return tokenizer
     # transformers scores the last token that is not the pad token, which must not be EOS.
     ends = {tokenizer.eos_token_id, tokenizer.bos_token_id, None}
     if tokenizer.pad_token_id in ends:
         special = [tokenizer.unk_token_id, *sorted(tokenizer.all_special_ids)]
         special += sorted(tokenizer.added_tokens_decoder)
-        if spare := [i for i in special if i not in ends and i < vocab_size]:
-            tokenizer.pad_token = tokenizer.convert_ids_to_tokens(spare[0])
+        if unused := [i for i in special if i not in ends and i < vocab_size]:
+            tokenizer.pad_token = tokenizer.convert_ids_to_tokens(unused[0])
     return tokenizer
 
 
-def _note(folder: Path, architecture: str, config: dict, has_template: bool, adapted: str) -> str:
-    library, auto = ("peft", "AutoPeftModel") if adapted else ("transformers", "AutoModel")
-    folder = f"{folder}: adapter of {adapted}," if adapted else f"{folder}:"
+def _note(folder: Path, architecture: str, config: dict, has_template: bool, base: str) -> str:
+    library, auto = ("peft", "AutoPeftModel") if base else ("transformers", "AutoModel")
+    folder = f"{folder}: adapter of {base}," if base else f"{folder}:"
     if architecture == STATE_ACTION:
         return (
             f"{folder} token rewards of state and action, in a form of our own; "
             f"{library} has no class for it and refuses to load it, so use fgrlhf_jax"
         )
-    if adapted.endswith(".gguf"):
+    if base.endswith(".gguf"):
         return f"{folder} in peft's form, but peft does not read GGUF files, so use fgrlhf_jax"
     note = f"{folder} loads in {library} as {auto}{architecture.removeprefix('Llama')}"
     if config.get("fgrlhf", {}).get("settings", {}).get("loss") == "tlcr":

@@ -29,12 +29,12 @@ def _extract(leaf, pair, layer, *, scale: float, transpose: bool, dtype, target)
     return value if target is None else jax.lax.with_sharding_constraint(value, target)
 
 
-def fetch(leaf, layer: int | None, ours: str, pair, *, scale: float, dtype) -> np.ndarray:
+def fetch(leaf, layer: int | None, param: str, pair, *, scale: float, dtype) -> np.ndarray:
     """One tensor in its stored form, merged and gathered from all devices."""
     target = getattr(jax.tree.leaves(leaf)[0], "sharding", None)
     is_placed = isinstance(target, NamedSharding)
     target = NamedSharding(target.mesh, PartitionSpec()) if is_placed else None
-    options = {"transpose": hf_names.is_transposed(ours), "dtype": dtype, "target": target}
+    options = {"transpose": hf_names.is_transposed(param), "dtype": dtype, "target": target}
     return np.ascontiguousarray(_extract(leaf, pair, layer, scale=scale, **options))
 
 
@@ -45,16 +45,16 @@ def stored_tensors(params, is_whole: bool) -> dict[str, tuple[Any, int | None, s
     """
     leaves = jax.tree_util.tree_leaves_with_path(params, is_leaf=quantize.is_quantized)
     leaves, pairs = {sharding.path_name(path): leaf for path, leaf in leaves}, {}
-    for ours in [name for name in leaves if is_whole and name.startswith("lora/")]:
-        layer, x = ours.removeprefix("lora/").rsplit("/", 1)
-        pairs.setdefault(f"{layer}/kernel", {})[x] = leaves.pop(ours)
+    for path in [name for name in leaves if is_whole and name.startswith("lora/")]:
+        layer, x = path.removeprefix("lora/").rsplit("/", 1)
+        pairs.setdefault(f"{layer}/kernel", {})[x] = leaves.pop(path)
     if unknown := set(leaves) - set(hf_names.HF_NAME):
         raise ValueError(f"no Hugging Face name for {sorted(unknown)}")
     return {
-        name: (leaves[ours], layer if hf_names.is_stacked(ours) else None, ours, pairs.get(ours))
-        for ours in hf_names.HF_NAME
-        if ours in leaves
-        for layer, name in enumerate(hf_names.stored_names(ours, leaves[ours].shape))
+        name: (leaves[path], layer if hf_names.is_stacked(path) else None, path, pairs.get(path))
+        for path in hf_names.HF_NAME
+        if path in leaves
+        for layer, name in enumerate(hf_names.stored_names(path, leaves[path].shape))
     }
 
 
@@ -82,9 +82,9 @@ def write(
     for file, names in files.items():
         # Every process takes part in gathering a tensor; process 0 writes.
         arrays = {name: fetch(*tensors[name], scale=scale, dtype=dtype) for name in names}
-        if overflown := [name for name, value in arrays.items() if not np.isfinite(value).all()]:
+        if overflowed := [name for name, value in arrays.items() if not np.isfinite(value).all()]:
             raise InputError(
-                f"export.dtype={dtype}: {overflown[0]} has numbers beyond its range; use bfloat16"
+                f"export.dtype={dtype}: {overflowed[0]} has numbers beyond its range; use bfloat16"
             )
         if jax.process_index() == 0:
             safetensors.numpy.save_file(arrays, folder / file, metadata={"format": "pt"})

@@ -115,8 +115,8 @@ def inverse_frequencies(cfg: LlamaConfig) -> jax.Array:
         return frequency
     low, high = cfg.rope_scaling.low_freq_factor, cfg.rope_scaling.high_freq_factor
     turns = cfg.rope_scaling.original_max_position * frequency / (2 * math.pi)
-    keep = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
-    return keep * frequency + (1 - keep) * frequency / cfg.rope_scaling.factor
+    weight = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
+    return weight * frequency + (1 - weight) * frequency / cfg.rope_scaling.factor
 
 
 def rotary_tables(cfg: LlamaConfig, positions_BS: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -129,8 +129,8 @@ def rotate(x_BSNH: jax.Array, rope: tuple[jax.Array, jax.Array]) -> jax.Array:
     """Rotates the pairs (i, i + H/2), Hugging Face's half-split layout; keeps the dtype."""
     cos_BS1h, sin_BS1h = rope
     a, b = jnp.split(x_BSNH.astype(jnp.float32), 2, axis=-1)
-    turned = (a * cos_BS1h - b * sin_BS1h, b * cos_BS1h + a * sin_BS1h)
-    return jnp.concatenate(turned, axis=-1).astype(x_BSNH.dtype)
+    rotated = (a * cos_BS1h - b * sin_BS1h, b * cos_BS1h + a * sin_BS1h)
+    return jnp.concatenate(rotated, axis=-1).astype(x_BSNH.dtype)
 
 
 def _dense(cfg: LlamaConfig, width: int, use_bias: bool) -> Dense:
@@ -167,17 +167,17 @@ class Attention(nn.Module):
         v_BSKH = self.v(hidden_BSD).reshape(heads)
         if not cache:
             cached = None if cache is None else (k_BSKH, v_BSKH)
-            mixed_BSNH = attention.self_attention(q_BSNH, k_BSKH, v_BSKH, attend, self.cfg.kernel)
+            output_BSNH = attention.self_attention(q_BSNH, k_BSKH, v_BSKH, attend, self.cfg.kernel)
         else:
             *arrays, column = cache
-            added = attention.to_cache(k_BSKH, v_BSKH, int8=len(arrays) == 4)
+            columns = attention.to_cache(k_BSKH, v_BSKH, int8=len(arrays) == 4)
             cached = tuple(
                 jax.lax.dynamic_update_slice_in_dim(x, new, column, axis)
-                for x, new, axis in zip(arrays, added, attention.CACHE_AXES, strict=False)
+                for x, new, axis in zip(arrays, columns, attention.CACHE_AXES, strict=False)
             )
-            mixed_BSNH = attention.cached_attention(q_BSNH, cached, attend)
-        mixed_BSD = checkpoint_name(mixed_BSNH.reshape(batch, length, -1), "attention")
-        return self.o(mixed_BSD), cached
+            output_BSNH = attention.cached_attention(q_BSNH, cached, attend)
+        output_BSD = checkpoint_name(output_BSNH.reshape(batch, length, -1), "attention")
+        return self.o(output_BSD), cached
 
 
 class MLP(nn.Module):
@@ -209,21 +209,21 @@ class Block(nn.Module):
         dtype = hidden_BSD.dtype
         hidden_BSD = sharding.constrain(hidden_BSD)
         normed_BSD = self.attention_norm(hidden_BSD).astype(dtype)
-        mixed_BSD, cached = self.attention(normed_BSD, rope, attend, cache)
-        hidden_BSD += mixed_BSD
+        output_BSD, cached = self.attention(normed_BSD, rope, attend, cache)
+        hidden_BSD += output_BSD
         hidden_BSD += self.mlp(self.mlp_norm(hidden_BSD).astype(dtype))
         return hidden_BSD, cached
 
 
-def _is_kept(primitive, *args, **params) -> bool:
+def _is_saveable(primitive, *args, **params) -> bool:
     """Whether a value of scanned layers is stored for the backward pass, or recomputed there.
 
     Stored are products with weights and the outputs of attention. Its [S, S] scores and elementwise
     results are recomputed, which is faster than writing them to memory and reading them.
     """
-    of_attention = ("name", "dot_product_attention_fwd_wrapper", "pallas_call")
+    names = ("name", "dot_product_attention_fwd_wrapper", "pallas_call")
     dense = jax.checkpoint_policies.dots_with_no_batch_dims_saveable(primitive, *args, **params)
-    return primitive.name in of_attention or dense
+    return primitive.name in names or dense
 
 
 class Llama(nn.Module):
@@ -238,7 +238,7 @@ class Llama(nn.Module):
         block = Block
         if cfg.remat or cfg.scan_layers:
             # Inside a scan common-subexpression elimination cannot undo remat: no guard needed.
-            policy = None if cfg.remat else _is_kept
+            policy = None if cfg.remat else _is_saveable
             block = nn.remat(Block, prevent_cse=not cfg.scan_layers, policy=policy)
         self.layers = nn.scan(
             block,
@@ -268,7 +268,7 @@ class Llama(nn.Module):
         attend = None if flash else attention.dense_mask(attend)  # once, not in every layer
         hidden_BSD, _ = self.layers(hidden_BSD, rope, attend)
         if flash:
-            hidden_BSD = jax.vmap(lambda x_SD, back_S: x_SD[back_S])(
+            hidden_BSD = jax.vmap(lambda x_SD, inverse_S: x_SD[inverse_S])(
                 hidden_BSD, jnp.argsort(order_BS, axis=1)
             )
         return self.norm(hidden_BSD).astype(self.cfg.dtype)

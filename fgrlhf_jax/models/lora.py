@@ -118,10 +118,10 @@ def abstract_adapter(params: dict, lora: Lora, mesh: Mesh) -> dict:
         raise InputError(
             f"lora.targets={lora.targets!r} finds no linear layer; there are {', '.join(layers)}"
         )
-    highest = max(min(layers[name][1:]) for name in names)
-    if lora.rank > highest:
+    max_rank = max(min(layers[name][1:]) for name in names)
+    if lora.rank > max_rank:
         raise InputError(
-            f"lora.rank={lora.rank}: the rank of these layers is at most {highest}; lower it, or "
+            f"lora.rank={lora.rank}: the rank of these layers is at most {max_rank}; lower it, or "
             "train all weights with --config.lora.rank=0"
         )
     adapter: dict = {}

@@ -15,7 +15,7 @@ import numpy as np
 
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import checksums, hf_files
-from fgrlhf_jax.models.checksums import ADAPTER, BASE
+from fgrlhf_jax.models.checksums import ADAPTER, BASE_FIELD
 from fgrlhf_jax.models.hf_names import HF_NAME, LINEAR, Stored, as_input_error
 from fgrlhf_jax.models.lora import Lora
 
@@ -57,10 +57,10 @@ def base_of(path: str | os.PathLike) -> Path:
     except InputError as error:
         raise InputError(
             f"{folder}: the base of this adapter cannot be had ({error}); write its folder or hub "
-            f"id as {BASE} into {ADAPTER}"
+            f"id as {BASE_FIELD} into {ADAPTER}"
         ) from error
     if checksums.is_adapter(base):
-        raise _refusal(folder, f"its base {base} is an adapter too")
+        raise _unfit(folder, f"its base {base} is an adapter too")
     return base
 
 
@@ -73,7 +73,7 @@ def base_name(path: str | os.PathLike) -> str:
 
 def _base_name(folder: Path) -> str:
     """The base's name as peft reads it, or else relative to the adapter's folder."""
-    name = _settings(folder)[BASE]
+    name = _settings(folder)[BASE_FIELD]
     is_inside = name and not os.path.exists(name) and os.path.exists(folder / name)
     return str(folder / name) if is_inside else name
 
@@ -85,7 +85,7 @@ def read_lora(path: str | os.PathLike) -> Lora | None:
         return None
     config = _settings(folder)
     modules = {_module(name) for name in read_tensors(folder) if name.endswith(_A)}
-    layers = [ours for ours, theirs in LINEAR.items() if theirs in modules]
+    layers = [layer for layer, module in LINEAR.items() if module in modules]
     targets = "." if len(layers) == len(LINEAR) else f"^({'|'.join(layers)})$"
     return Lora(config["r"], config["lora_alpha"], targets, bool(config.get("use_rslora")))
 
@@ -95,8 +95,8 @@ def check_same(path: str | os.PathLike, lora: Lora) -> None:
     if (saved := read_lora(path)) is None:
         return
     for name in ("rank", "alpha", "rslora", "targets"):
-        compared = _found if name == "targets" else operator.attrgetter(name)
-        if compared(lora) != compared(saved):
+        value_of = _target_layers if name == "targets" else operator.attrgetter(name)
+        if value_of(lora) != value_of(saved):
             raise InputError(
                 f"lora.{name}={getattr(lora, name)}: the adapter in {path} has another; "
                 f"go on with --config.lora.{name}='{getattr(saved, name)}', or give its base, "
@@ -104,7 +104,7 @@ def check_same(path: str | os.PathLike, lora: Lora) -> None:
             )
 
 
-def _found(lora: Lora) -> list[str]:
+def _target_layers(lora: Lora) -> list[str]:
     return [name for name in LINEAR if re.search(lora.targets, name)]
 
 
@@ -122,10 +122,10 @@ def has_head(path: str | os.PathLike, head: Iterable[str]) -> bool:
     return checksums.is_adapter(folder) and names <= read_tensors(folder).keys()
 
 
-def _refusal(folder: Path, what: str) -> InputError:
+def _unfit(folder: Path, reason: str) -> InputError:
     return InputError(
-        f"{folder / ADAPTER}: {what}, which is not supported; merge the adapter into its base with "
-        "peft (merge_and_unload, save_pretrained) and give the merged folder"
+        f"{folder / ADAPTER}: {reason}, which is not supported; merge the adapter into its base "
+        "with peft (merge_and_unload, save_pretrained) and give the merged folder"
     )
 
 
@@ -133,20 +133,20 @@ def _settings(folder: Path) -> dict:
     """adapter_config.json; raises InputError for adapters that this project does not support."""
     config = hf_files.read_json(folder / ADAPTER)
     if config.get("peft_type") not in ("LORA", STATE_ACTION):
-        raise _refusal(folder, f"peft_type is {config.get('peft_type')!r:.60}")
+        raise _unfit(folder, f"peft_type is {config.get('peft_type')!r:.60}")
     for name, value in config.items():
         if name not in _IGNORED.split() and value not in _NEUTRAL.get(name, (None, False, {}, [])):
-            raise _refusal(folder, f"{name} is {value!r:.60}")
+            raise _unfit(folder, f"{name} is {value!r:.60}")
     lists = {name: config.get(name) for name in ("target_modules", "modules_to_save")}
     targets, saved = (map(str, x if isinstance(x, list) else ()) for x in lists.values())
     unknown = {name for name in saved if name not in _HEADS}
     unknown |= {name for name in targets if name.rpartition(".")[2] not in _MODULES}
     if unknown:
-        raise _refusal(folder, f"it adapts {', '.join(sorted(unknown))}")
+        raise _unfit(folder, f"it adapts {', '.join(sorted(unknown))}")
     with as_input_error(folder / ADAPTER, "has a missing or malformed field"):
         rank, alpha = config["r"], float(config["lora_alpha"])
-        if type(rank) is not int or rank < 1 or not isinstance(config[BASE], str):
-            raise ValueError(f"r={rank!r}, {BASE}={config[BASE]!r}")
+        if type(rank) is not int or rank < 1 or not isinstance(config[BASE_FIELD], str):
+            raise ValueError(f"r={rank!r}, {BASE_FIELD}={config[BASE_FIELD]!r}")
     return config | {"lora_alpha": alpha}
 
 
@@ -160,7 +160,7 @@ def read_tensors(folder: Path) -> dict[str, Stored]:
         name = stored_name.removeprefix(PREFIX)
         name = f"model.{name}" if name.startswith("layers.") else name  # of a bare LlamaModel
         if _module(name) not in _MODULES.values() and not re.match(r"(score|head)\.", name):
-            raise _refusal(folder, f"it has {stored_name}")
+            raise _unfit(folder, f"it has {stored_name}")
         tensors[name] = tensor
     return tensors
 
@@ -209,12 +209,13 @@ def _check_fit(folder: Path, adapter: dict[str, Stored], base: dict[str, Stored]
     stored = {name: tensor.shape for name, tensor in adapter.items() if _module(name)}
     for name in [*shapes, *stored]:
         if shapes.get(name) != stored.get(name):
-            has, wanted = (
+            actual, expected = (
                 f"is {list(x[name])}" if name in x else "is not there" for x in (stored, shapes)
             )
             raise InputError(
-                f"{folder}: is an adapter of another base than {base_name(folder)}: {name} {has} "
-                f"where that of this base {wanted}; write the right one as {BASE} into {ADAPTER}"
+                f"{folder}: is an adapter of another base than {base_name(folder)}: {name} "
+                f"{actual} where that of this base {expected}; write the right one as "
+                f"{BASE_FIELD} into {ADAPTER}"
             )
 
 
@@ -268,11 +269,11 @@ def check_base(folder: Path, digests: dict[str, str]) -> None:
     if is_read and not is_same_base(recorded, base_digest(digests)):
         raise InputError(
             f"{folder}: is an adapter of another base: the weights in {base_name(folder)} are not "
-            f"those that it was trained on; write the right ones as {BASE} into {ADAPTER}"
+            f"those that it was trained on; write the right ones as {BASE_FIELD} into {ADAPTER}"
         )
 
 
-def describe(lora: Lora, names: list[str], architecture: str, base: str) -> dict:
+def adapter_config(lora: Lora, names: list[str], architecture: str, base: str) -> dict:
     """The adapter_config.json of an export; omitted fields have peft's defaults.
 
     ``names`` are those of its tensors, without the prefix; ``architecture`` is transformers' class
@@ -284,7 +285,7 @@ def describe(lora: Lora, names: list[str], architecture: str, base: str) -> dict
     return {
         "peft_type": "LORA" if task else STATE_ACTION,
         "task_type": task,
-        BASE: base,
+        BASE_FIELD: base,
         "inference_mode": True,
         "r": lora.rank,
         "lora_alpha": alpha,

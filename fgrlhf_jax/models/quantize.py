@@ -73,14 +73,14 @@ def quantize(kernel: jax.Array, kind: str) -> Quantized:
             f"blocks of {size}; use int8 or bfloat16"
         )
     blocks = kernel.astype(jnp.float32).reshape(*stack, rows // size, size, columns)
-    largest = jnp.max(jnp.abs(blocks), axis=-2, keepdims=True)
-    scale = jnp.where(largest > 0, largest, 1.0) / (127 if kind == "int8" else 1)
-    numbers = (blocks / scale).reshape(*stack, rows, columns)
+    absmax = jnp.max(jnp.abs(blocks), axis=-2, keepdims=True)
+    scale = jnp.where(absmax > 0, absmax, 1.0) / (127 if kind == "int8" else 1)
+    scaled = (blocks / scale).reshape(*stack, rows, columns)
     if kind == "int8":
-        qvalue = jnp.round(numbers).astype(jnp.int8)
+        qvalue = jnp.round(scaled).astype(jnp.int8)
     else:
-        between = (np.float32(LEVELS[1:]) + np.float32(LEVELS[:-1])) / 2
-        codes = sum((numbers > level).astype(jnp.uint8) for level in between)
+        thresholds = (np.float32(LEVELS[1:]) + np.float32(LEVELS[:-1])) / 2
+        codes = sum((scaled > level).astype(jnp.uint8) for level in thresholds)
         pairs = codes.reshape(*stack, rows // 2, 2, columns)
         qvalue = pairs[..., 0, :] | (pairs[..., 1, :] << 4)
     return Quantized(qvalue, scale.squeeze(-2))
@@ -96,8 +96,8 @@ def dequantize(stored: Quantized, dtype) -> jax.Array:
         # Four rounds of selection by bits. Exact; avoids a gather, which is slow on accelerators,
         # and constants as large as a kernel, kept for all layers.
         bits = np.float32(LEVELS).view(np.int32).tolist()
-        for place in range(4):
-            mask = -(codes >> place & 1)
+        for bit in range(4):
+            mask = -(codes >> bit & 1)
             pairs = zip(bits[::2], bits[1::2], strict=True)
             bits = [low ^ (mask & (low ^ high)) for low, high in pairs]
         numbers = jax.lax.bitcast_convert_type(bits[0], jnp.float32)

@@ -61,7 +61,7 @@ def generate_responses(
         rewards = score([(prompt + ids, len(prompt)) for prompt, ids in texts])
         best_NK = np.argsort(-np.reshape(rewards, (-1, samples)), axis=1, kind="stable")
         order = (best_NK + samples * np.arange(len(best_NK))[:, None])[:, : keep or samples].ravel()
-    sampled = sampling_params.temperature > 0  # greedy tokens have no sampling probability
+    is_sampled = sampling_params.temperature > 0  # greedy tokens have no sampling probability
     return [
         {
             **alpaca_eval_prompt(records[streams[row][0]]),
@@ -70,7 +70,7 @@ def generate_responses(
             "generator": generator,
             "length": len(responses.ids[row]),
             "finished": responses.finished[row],
-            **({"logprob": float(responses.logprobs[row].sum())} if sampled else {}),
+            **({"logprob": float(responses.logprobs[row].sum())} if is_sampled else {}),
             **({"reward": float(rewards[row])} if score else {}),
         }
         for row in order

@@ -11,14 +11,14 @@ from fgrlhf_jax.runtime import sharding
 
 def order_by(key_B: jax.Array) -> jax.Array:
     """order_GN: each device's row indices, sorted by ascending key."""
-    return jnp.argsort(_of_devices(key_B), axis=1, stable=True)
+    return jnp.argsort(_by_device(key_B), axis=1, stable=True)
 
 
 def take(tree, order_GN: jax.Array):
     """The rows of arrays [B, ...] in the order of :func:`order_by`."""
 
     def of(x):
-        return _joined(jax.vmap(lambda x, rows: x[rows])(_of_devices(x), order_GN))
+        return _flatten(jax.vmap(lambda x, rows: x[rows])(_by_device(x), order_GN))
 
     return jax.tree.map(of, tree)
 
@@ -27,7 +27,7 @@ def split(tree, size: int):
     """Arrays [B, ...] as groups [groups, G size, ...] with ``size`` rows from each device."""
 
     def of(x):
-        x = _of_devices(x)
+        x = _by_device(x)
         x = x.reshape(x.shape[0], -1, size, *x.shape[2:]).swapaxes(0, 1)
         return x.reshape(x.shape[0], -1, *x.shape[3:])
 
@@ -39,15 +39,15 @@ def unsplit(tree):
 
     def of(x):
         x = x.reshape(x.shape[0], sharding.batch_shards(), -1, *x.shape[2:]).swapaxes(0, 1)
-        return _joined(x.reshape(x.shape[0], -1, *x.shape[3:]))
+        return _flatten(x.reshape(x.shape[0], -1, *x.shape[3:]))
 
     return jax.tree.map(of, tree)
 
 
-def _of_devices(x: jax.Array) -> jax.Array:
+def _by_device(x: jax.Array) -> jax.Array:
     return x.reshape(sharding.batch_shards(), -1, *x.shape[1:])
 
 
-def _joined(x: jax.Array) -> jax.Array:
+def _flatten(x: jax.Array) -> jax.Array:
     x = x.reshape(-1, *x.shape[2:])
     return sharding.constrain_cache(x) if x.ndim == 4 else sharding.constrain(x)

@@ -21,7 +21,7 @@ from fgrlhf_jax.models import attention, heads, llama, row_groups
 from fgrlhf_jax.models.decoding import DecodingWeights
 from fgrlhf_jax.runtime import sharding
 
-ROWS = 8  # rows per device in a group: enough for efficient products, and of similar length
+GROUP = 8  # rows per device in a group: enough for efficient products, and of similar length
 
 
 class Sampled(NamedTuple):
@@ -41,7 +41,7 @@ class Sampled(NamedTuple):
     logprob_BT: jax.Array
 
 
-def restrict(logits_V: jax.Array, temperature: float, top_k: int, top_p: float) -> jax.Array:
+def filter_logits(logits_V: jax.Array, temperature: float, top_k: int, top_p: float) -> jax.Array:
     """Logits of the sampling distribution, -inf for excluded tokens.
 
     Args:
@@ -54,23 +54,23 @@ def restrict(logits_V: jax.Array, temperature: float, top_k: int, top_p: float) 
     chex.assert_rank(logits_V, 1)
     logits_V = logits_V / temperature
     if 0 < top_k < logits_V.shape[0]:
-        least = jax.lax.top_k(logits_V, top_k)[0][-1]
-        logits_V = jnp.where(logits_V >= least, logits_V, -jnp.inf)
+        threshold = jax.lax.top_k(logits_V, top_k)[0][-1]
+        logits_V = jnp.where(logits_V >= threshold, logits_V, -jnp.inf)
     if top_p < 1.0:
-        ordered_V = -jnp.sort(-logits_V)
-        mass_V = jax.nn.softmax(ordered_V)
-        before_V = jnp.cumsum(mass_V) - mass_V
-        nucleus_V = (before_V < top_p).at[0].set(True)
-        least = jnp.min(jnp.where(nucleus_V, ordered_V, jnp.inf))
-        logits_V = jnp.where(logits_V >= least, logits_V, -jnp.inf)
+        sorted_V = -jnp.sort(-logits_V)
+        mass_V = jax.nn.softmax(sorted_V)
+        preceding_V = jnp.cumsum(mass_V) - mass_V
+        nucleus_V = (preceding_V < top_p).at[0].set(True)
+        threshold = jnp.min(jnp.where(nucleus_V, sorted_V, jnp.inf))
+        logits_V = jnp.where(logits_V >= threshold, logits_V, -jnp.inf)
     return logits_V
 
 
-def draw(key, logits_V: jax.Array, temperature: float, top_k: int, top_p: float):
+def sample_token(key, logits_V: jax.Array, temperature: float, top_k: int, top_p: float):
     """Samples (token, its log-probability) at one position; temperature 0 is greedy."""
     if temperature == 0:
         return jnp.argmax(logits_V).astype(jnp.int32), jnp.float32(0)
-    logits_V = restrict(logits_V, temperature, top_k, top_p)
+    logits_V = filter_logits(logits_V, temperature, top_k, top_p)
     token = jax.random.categorical(key, logits_V).astype(jnp.int32)
     return token, jax.nn.log_softmax(logits_V)[token]
 
@@ -107,7 +107,7 @@ class Guide:
     2023, arXiv:2305.18290, Equation 4, for one token instead of a response).
 
     Attributes:
-      module: a module whose head scores every next token, see ``heads.ScalarHead.prices``.
+      module: a module whose head scores every next token, see ``heads.ScalarHead.action_rewards``.
       weights: ``decoding.decoding_weights`` of its parameters.
       scale: float32, 1 / (beta std), with beta in nats and the rewards' normalization std.
     """
@@ -159,7 +159,7 @@ def generate(
       key_B: one typed random key per row, see :func:`row_keys`.
       guide: samples from the improved policy; the arguments below apply to it.
       ends: the tokens that end a response.
-      temperature, top_k, top_p: as for :func:`restrict`; temperature 0 is greedy.
+      temperature, top_k, top_p: as for :func:`filter_logits`; temperature 0 is greedy.
       int8_cache: stores keys and values in 8 bits, see ``attention.to_cache``.
       prompt_widths: possible widths of groups of prompts, ascending; the last is P.
     """
@@ -167,7 +167,7 @@ def generate(
     chex.assert_type([prompt_BP, mask_BP], [int, bool])
     B, P = prompt_BP.shape
     draw_options = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
-    append = functools.partial(_append, ends=ends, **draw_options)
+    append = functools.partial(_sample_next, ends=ends, **draw_options)
     prompt_BP, mask_BP = align_left(prompt_BP, mask_BP)
     prompt_length_B = jnp.sum(mask_BP, axis=1, dtype=jnp.int32)
     if len(prompt_widths) > 1:
@@ -176,12 +176,12 @@ def generate(
             (prompt_BP, mask_BP, prompt_length_B, key_B), order_GN
         )
 
-    def fill(prompt_BP, mask_BP):
+    def prefill(prompt_BP, mask_BP):
         prompts = {"prompt_BP": prompt_BP, "mask_BP": mask_BP, "columns": P + max_new}
-        run = functools.partial(_prefill, **prompts, int8=int8_cache)
-        return _guided_logits(run, model, weights, guide)
+        evaluate = functools.partial(_prefill, **prompts, int8=int8_cache)
+        return _guided_logits(evaluate, model, weights, guide)
 
-    logits_BV, caches = _by_width(fill, prompt_BP, mask_BP, prompt_widths)
+    logits_BV, caches = _by_width(prefill, prompt_BP, mask_BP, prompt_widths)
     empty_BT = jnp.zeros((B, max_new), jnp.int32)
     empty = Sampled(empty_BT, empty_BT[:, 0], jnp.zeros(B, bool), empty_BT.astype(jnp.float32))
     columns_1S = jnp.arange(P + max_new)[None]
@@ -192,48 +192,48 @@ def generate(
         is_response_1S = (columns_1S >= P) & (columns_1S <= column)
         attend_BS = (columns_1S < prompt_length_B1) | is_response_1S
         positions_B1 = prompt_length_B1 + step - 1
-        run = functools.partial(
+        evaluate = functools.partial(
             _decode_token,
             token_B1=rows.last_B[:, None],
             positions_B1=positions_B1,
             attend_BS=attend_BS,
             column=column,
         )
-        logits_BV, caches = _guided_logits(run, model, weights, guide, rows.caches)
+        logits_BV, caches = _guided_logits(evaluate, model, weights, guide, rows.caches)
         last_B, sampled = append(rows.sampled, step, logits_BV, rows.key_B)
         return step + 1, rows._replace(last_B=last_B, caches=caches, sampled=sampled)
 
-    def goes_on(state: tuple[jax.Array, _Rows]) -> jax.Array:
+    def unfinished(state: tuple[jax.Array, _Rows]) -> jax.Array:
         step, rows = state
         return (step < max_new) & ~jnp.all(rows.sampled.finished_B)
 
     last_B, sampled = append(empty, 0, logits_BV, key_B)
     rows = _Rows(last_B, prompt_length_B, key_B, caches, sampled)
-    sampled = jax.lax.while_loop(goes_on, decode, (jnp.int32(1), rows))[1].sampled
+    sampled = jax.lax.while_loop(unfinished, decode, (jnp.int32(1), rows))[1].sampled
     if len(prompt_widths) < 2:
         return sampled
     return row_groups.take(sampled, jnp.argsort(order_GN, axis=1))
 
 
-def _guided_logits(run, model, weights: DecodingWeights, guide: Guide | None, caches=((), ())):
-    """Logits of the (guided) policy, and the caches of both models, which ``run`` evaluates."""
-    logits_BV, cache = run(model, weights, caches[0])
+def _guided_logits(evaluate, model, weights: DecodingWeights, guide: Guide | None, caches=((), ())):
+    """Logits of the (guided) policy, and the caches of both models, from ``evaluate``."""
+    logits_BV, cache = evaluate(model, weights, caches[0])
     if guide is None:
         return logits_BV, (cache, ())
-    price_BV, guide_cache = run(guide.module, guide.weights, caches[1])
-    return logits_BV + guide.scale * price_BV, (cache, guide_cache)
+    reward_BV, guide_cache = evaluate(guide.module, guide.weights, caches[1])
+    return logits_BV + guide.scale * reward_BV, (cache, guide_cache)
 
 
-def _by_width(fill: Callable, prompt_BP: jax.Array, mask_BP: jax.Array, widths: tuple[int, ...]):
-    """Applies ``fill(prompt_BP, mask_BP)`` to small groups of rows.
+def _by_width(prefill: Callable, prompt_BP: jax.Array, mask_BP: jax.Array, widths: tuple[int, ...]):
+    """Applies ``prefill(prompt_BP, mask_BP)`` to small groups of rows.
 
     Each group has the narrowest width that holds its prompts; rows should be sorted by length.
     """
-    rows = ROWS * sharding.batch_shards()
+    rows = GROUP * sharding.batch_shards()
     if len(widths) < 2 or rows >= len(prompt_BP) or len(prompt_BP) % rows:
-        return fill(prompt_BP, mask_BP)
+        return prefill(prompt_BP, mask_BP)
     bodies = [
-        lambda prompt_BP, mask_BP, width=width: fill(prompt_BP[:, :width], mask_BP[:, :width])
+        lambda prompt_BP, mask_BP, width=width: prefill(prompt_BP[:, :width], mask_BP[:, :width])
         for width in widths
     ]
 
@@ -241,7 +241,7 @@ def _by_width(fill: Callable, prompt_BP: jax.Array, mask_BP: jax.Array, widths: 
         longest = jnp.max(jnp.sum(prompts[1], axis=1))
         return jax.lax.switch(jnp.sum(longest > np.array(widths)), bodies, *prompts)
 
-    return row_groups.unsplit(jax.lax.map(group, row_groups.split((prompt_BP, mask_BP), ROWS)))
+    return row_groups.unsplit(jax.lax.map(group, row_groups.split((prompt_BP, mask_BP), GROUP)))
 
 
 def _prefill(model, weights: DecodingWeights, _, *, prompt_BP, mask_BP, columns: int, int8: bool):
@@ -257,8 +257,8 @@ def _prefill(model, weights: DecodingWeights, _, *, prompt_BP, mask_BP, columns:
         block = functools.partial(llama.Block(model.cfg).apply, {"params": layer})
         hidden_BPD, heads_BPKH = block(hidden_BPD, rope, None, cache=())
         arrays = zip(attention.to_cache(*heads_BPKH, int8), attention.CACHE_AXES, strict=False)
-        room = lambda axis: [(0, columns - P if a == axis else 0) for a in range(4)]  # noqa: E731
-        cache.append(tuple(jnp.pad(x, room(axis)) for x, axis in arrays))
+        padding = lambda axis: [(0, columns - P if a == axis else 0) for a in range(4)]  # noqa: E731
+        cache.append(tuple(jnp.pad(x, padding(axis)) for x, axis in arrays))
     cache = jax.tree.map(sharding.constrain_cache, tuple(cache))
     last_B11 = jnp.maximum(jnp.sum(mask_BP, axis=1) - 1, 0)[:, None, None]
     last_B1D = jnp.take_along_axis(hidden_BPD, last_B11, axis=1)
@@ -281,20 +281,20 @@ def _decode_token(
     return logits_B1V[:, 0], tuple(updated)
 
 
-def _append(
+def _sample_next(
     sampled: Sampled, t, logits_BV, key_B, *, ends: tuple[int, ...], temperature, top_k, top_p
 ) -> tuple[jax.Array, Sampled]:
     """Samples token t of every row that has not ended (0 for others), and appends it."""
     step_key_B = jax.vmap(jax.random.fold_in, (0, None))(key_B, t)
-    token_B, logprob_B = jax.vmap(draw, (0, 0, None, None, None))(
+    token_B, logprob_B = jax.vmap(sample_token, (0, 0, None, None, None))(
         step_key_B, logits_BV, temperature, top_k, top_p
     )
-    going_B = ~sampled.finished_B
+    active_B = ~sampled.finished_B
     is_end_B = (token_B[:, None] == np.array(ends, np.int32)[None]).any(axis=1)
-    token_B = jnp.where(going_B, token_B, 0)
+    token_B = jnp.where(active_B, token_B, 0)
     return token_B, Sampled(
         tokens_BT=sampled.tokens_BT.at[:, t].set(token_B),
-        length_B=sampled.length_B + going_B,
-        finished_B=sampled.finished_B | (going_B & is_end_B),
-        logprob_BT=sampled.logprob_BT.at[:, t].set(jnp.where(going_B, logprob_B, 0.0)),
+        length_B=sampled.length_B + active_B,
+        finished_B=sampled.finished_B | (active_B & is_end_B),
+        logprob_BT=sampled.logprob_BT.at[:, t].set(jnp.where(active_B, logprob_B, 0.0)),
     )

@@ -120,7 +120,7 @@ def make_answers(config: ConfigDict, folder: Path, seed: int, policies: dict[str
 
 def check_template(path: str, template: str) -> None:
     """Raises InputError for a policy that was fine-tuned with another template."""
-    learned = hf_load.learned_template(path)
+    learned = hf_load.trained_template(path)
     if learned not in ("", template):
         raise InputError(
             f"{path}: was fine-tuned with the template {learned}, not {template}; give "

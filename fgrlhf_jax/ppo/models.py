@@ -81,12 +81,12 @@ def check_rewards(config: ConfigDict, vocab_size: int, reward_model: RewardModul
     is_single = isinstance(reward_model, heads.TokenValueModel) and not config.reward_function
     if not is_single or reward_model.kind == "after" or config.level != "token":
         raise InputError(
-            f"algorithm=distill: {config.reward_function or config.reward_model} does not price "
+            f"algorithm=distill: {config.reward_function or config.reward_model} does not score "
             "every next token; give one reward model of tokens, with --config.model.head=action"
         )
     if (size := reward_model.cfg.vocab_size) != vocab_size:
         raise InputError(
-            f"algorithm=distill: reward_model={config.reward_model} prices {size} tokens, and "
+            f"algorithm=distill: reward_model={config.reward_model} scores {size} tokens, and "
             f"policy={config.policy} has {vocab_size}; train it from this policy's checkpoint"
         )
     if not config.kl.coef:

@@ -47,12 +47,12 @@ def predict(
         ``models.critic`` is None, "critic" is {"head": ...}, on the policy's own states.
       target: for distillation, the target that the policy is compared with over all tokens.
     """
-    before_BT = jnp.maximum(rows.columns_BT - 1, 0)
+    previous_BT = jnp.maximum(rows.columns_BT - 1, 0)
     inputs = rows.tokens_BS, *heads.positions_and_mask(rows.mask_BS)
-    logprob_BT = entropy_BT = value_BT = jnp.zeros(before_BT.shape, jnp.float32)
+    logprob_BT = entropy_BT = value_BT = jnp.zeros(previous_BT.shape, jnp.float32)
     target_kl_BT = None
     if "policy" in params:
-        read = functools.partial(heads.next_tokens_at, inputs=inputs, columns_BT=before_BT)
+        read = functools.partial(heads.next_tokens_at, inputs=inputs, columns_BT=previous_BT)
         hidden_BTD, logits_BTV = read(models.policy, params["policy"])
         logits_BTV = logits_BTV / settings.temperature
         token_BT = jnp.take_along_axis(rows.tokens_BS, rows.columns_BT, axis=1)
@@ -67,7 +67,7 @@ def predict(
         value_BT = head.apply({"params": params["critic"]["head"]}, hidden_BTD, None, None)
     elif "critic" in params:
         value_BS = models.critic.apply(lora.variables(params["critic"]), *inputs)
-        value_BT = jnp.take_along_axis(value_BS, before_BT, axis=1)
+        value_BT = jnp.take_along_axis(value_BS, previous_BT, axis=1)
     return Predictions(logprob_BT, entropy_BT, value_BT, target_kl_BT)
 
 

@@ -77,7 +77,7 @@ def resolve_template(config: ConfigDict, models: ppo_models.Architectures, token
     one.
     """
     rm_template = models.meta.data["template"] if models.meta else ""
-    given, sft_template = config.data.template, hf_load.learned_template(config.policy)
+    given, sft_template = config.data.template, hf_load.trained_template(config.policy)
     if config.reward_function:
         rm_template = sft_template or rm_template
     elif rm_template and sft_template and rm_template != sft_template and not given:

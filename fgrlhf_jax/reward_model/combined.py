@@ -55,10 +55,10 @@ class LogRatio(nn.Module):
     def cfg(self) -> LlamaConfig:
         return common_cfg(self.policy, self.reference)
 
-    def __call__(self, tokens_BS, positions_BS, attend, before_BS=None) -> jax.Array:
+    def __call__(self, tokens_BS, positions_BS, attend, previous_BS=None) -> jax.Array:
         def logprob(model: CausalLM) -> jax.Array:
             hidden_BSD = model.backbone(tokens_BS, positions_BS, attend)
-            logits_BSV = model.next_tokens(state_before(hidden_BSD, before_BS))
+            logits_BSV = model.next_tokens(state_before(hidden_BSD, previous_BS))
             return jax.vmap(logprob_and_entropy)(logits_BSV, tokens_BS)[0]
 
         ratio_BS = logprob(self.policy) - self.reference_weight * logprob(self.reference)

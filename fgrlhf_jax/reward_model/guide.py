@@ -36,13 +36,13 @@ def load_guide(path: str | os.PathLike, model: LanguageModel, beta: float) -> Gu
     if module.kind == "after":
         raise InputError(
             f"guide={path}: its head (model.head=after) reads the state after a token, so it "
-            "cannot price all that might come; train one with --config.model.head=action"
+            "cannot score every next token; train one with --config.model.head=action"
         )
     check_fits("guide", path, meta, model)
     sizes = module.cfg.vocab_size, model.module.cfg.vocab_size
     if sizes[0] != sizes[1]:
         raise InputError(
-            f"guide={path}: prices {sizes[0]} tokens, and model={model.path} has {sizes[1]}; train "
+            f"guide={path}: scores {sizes[0]} tokens, and model={model.path} has {sizes[1]}; train "
             "the reward model from this model's checkpoint"
         )
     with jax.set_mesh(model.mesh):

@@ -165,7 +165,7 @@ def _read_ratio(path: str, folders: list[str], compute: dict) -> tuple[LogRatio,
         hf_load.check_language_model(folder)
         cfg = dataclasses.replace(hf_load.read_config(folder), **compute)
         modules.append(heads.CausalLM(cfg))
-    sft_templates = [hf_load.learned_template(folder) for folder in folders]
+    sft_templates = [hf_load.trained_template(folder) for folder in folders]
     if all(sft_templates) and sft_templates[0] != sft_templates[1]:
         raise InputError(
             f"reward_model={path}: the two were fine-tuned with the templates "

@@ -141,11 +141,11 @@ def pair_losses(params: dict, batch: dict, *, model: heads.TokenValueModel, **se
     The model reads each pair as one row of ``pairs.pad_pairs``; values and losses are then computed
     on each side's own tokens. ``settings`` are those of ``reward_model_loss``.
     """
-    tokens_BS, positions_BS, before_BS = (
-        batch[f"{name}_BS"] for name in ("tokens", "positions", "before")
+    tokens_BS, positions_BS, previous_BS = (
+        batch[f"{name}_BS"] for name in ("tokens", "positions", "previous")
     )
     attend = batch["mask_BS"], batch["branch_BS"]
-    value_BS = model.apply(lora.variables(params), tokens_BS, positions_BS, attend, before_BS)
+    value_BS = model.apply(lora.variables(params), tokens_BS, positions_BS, attend, previous_BS)
     value_B2S = jnp.take_along_axis(value_BS[:, None], batch["columns_B2S"], axis=-1)
     loss_B, metrics_B = jax.vmap(functools.partial(reward_model_loss, **settings))(
         value_B2S, batch["response_B2S"], batch["changed_B2S"], batch["partner_BS"]

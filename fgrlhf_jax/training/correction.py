@@ -218,6 +218,6 @@ def token_scores(params: dict, batch: dict, *, model: CausalLM) -> tuple[jax.Arr
         jnp.arange(S)[None, None, :] < batch["limit_BS"][:, :, None]
     )
     attend_BSS = dense_mask(batch["mask_BS"]) & (same_branch_BSS | prefix_BSS)
-    before_BT = jnp.take_along_axis(batch["before_BS"], columns_BT, axis=1)
+    previous_BT = jnp.take_along_axis(batch["previous_BS"], columns_BT, axis=1)
     inputs = tokens_BS, batch["positions_BS"], attend_BSS
-    return token_logprobs(params, model, inputs, before_BT, columns_BT)
+    return token_logprobs(params, model, inputs, previous_BT, columns_BT)

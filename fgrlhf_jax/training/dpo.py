@@ -142,10 +142,12 @@ def pair_logprobs(params: dict, batch: dict, *, model: CausalLM) -> jax.Array:
     ``batch`` has the arrays of ``pairs.pad_pairs``, and columns_BT int32: the columns of the row's
     response tokens, in order.
     """
-    tokens_BS, before_BS, columns_BT = (batch[n] for n in ("tokens_BS", "before_BS", "columns_BT"))
-    before_BT = jnp.take_along_axis(before_BS, columns_BT, axis=1)
+    tokens_BS, previous_BS, columns_BT = (
+        batch[n] for n in ("tokens_BS", "previous_BS", "columns_BT")
+    )
+    previous_BT = jnp.take_along_axis(previous_BS, columns_BT, axis=1)
     inputs = tokens_BS, batch["positions_BS"], (batch["mask_BS"], batch["branch_BS"])
-    logprob_BT, _ = token_logprobs(params, model, inputs, before_BT, columns_BT)
+    logprob_BT, _ = token_logprobs(params, model, inputs, previous_BT, columns_BT)
     column_B2S = batch["columns_B2S"] - columns_BT[:, :1, None]
     column_B2S = jnp.clip(column_B2S, 0, columns_BT.shape[1] - 1)
     return jnp.take_along_axis(logprob_BT[:, None], column_B2S, axis=-1)

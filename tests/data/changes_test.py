@@ -83,7 +83,7 @@ def test_a_padded_row_by_hand():
         "branch_BS": [0, 0, 0, 0, 1, 1, 0, 0],
         "positions_BS": [0, 1, 2, 3, 2, 3, 0, 0],
         "limit_BS": [1, 2, 3, 4, 2, 2, 0, 0],
-        "before_BS": [0, 0, 1, 2, 1, 4, 0, 0],
+        "previous_BS": [0, 0, 1, 2, 1, 4, 0, 0],
         "mask_BS": [1, 1, 1, 1, 1, 1, 0, 0],
     }
     assert batch.keys() == expected.keys()

@@ -218,7 +218,7 @@ def test_padding(either, bucket):
     pairs[3] = dataclasses.replace(pairs[3], tokens_i=pairs[3].tokens_i * 0, start_i=1)
     batch = pad_pairs(pairs, bucket)
     rows, sides = (6, bucket), (6, 2, bucket)
-    integers = ("tokens_BS", "positions_BS", "before_BS", "partner_BS")
+    integers = ("tokens_BS", "positions_BS", "previous_BS", "partner_BS")
     expected = dict.fromkeys(integers, (rows, "int32")) | {"columns_B2S": (sides, "int32")}
     expected |= {"mask_BS": (rows, "bool"), "branch_BS": (rows, "int8")}
     expected |= dict.fromkeys(("response_B2S", "changed_B2S"), (sides, "bool"))
@@ -238,7 +238,7 @@ def test_padding(either, bucket):
             assert batch["mask_BS"][b, columns].all()
             assert batch["tokens_BS"][b, columns].tolist() == tokens.tolist()
             assert batch["positions_BS"][b, columns].tolist() == [*range(len(tokens))]
-            assert batch["before_BS"][b, columns].tolist() == [0, *columns[:-1]]
+            assert batch["previous_BS"][b, columns].tolist() == [0, *columns[:-1]]
             assert set(batch["branch_BS"][b, columns]) <= {0, side + 1}
             response = np.arange(len(tokens)) >= getattr(pair, f"start_{letter}")
             assert batch["response_B2S"][b, side].tolist() == padded(response)
@@ -246,7 +246,7 @@ def test_padding(either, bucket):
             assert batch["changed_B2S"][b, side].tolist() == padded(changed)
         assert batch["partner_BS"][b].tolist() == padded(pair.partner, -1)
         assert batch["mask_BS"][b].tolist() == padded([True] * pair.length, False)
-        for name in ("tokens", "branch", "positions", "before"):
+        for name in ("tokens", "branch", "positions", "previous"):
             assert not batch[f"{name}_BS"][b, pair.length :].any()
         assert (batch["branch_BS"][b, : pair.length] == 0).sum() == pair.common
 

@@ -16,7 +16,7 @@ from ppo_cases import launch
 
 from fgrlhf_jax import LanguageModel, RewardModel, SamplingParams
 from fgrlhf_jax.models import hf_load, hf_save
-from fgrlhf_jax.models.checksums import ADAPTER, BASE
+from fgrlhf_jax.models.checksums import ADAPTER, BASE_FIELD
 from fgrlhf_jax.runtime.continued_rows import rejected_path
 from fgrlhf_jax.runtime.files import read_jsonl, write_json, write_jsonl
 from launch import collect_edits, evaluate, evaluate_rm, generate, ppo, score
@@ -107,7 +107,7 @@ def changed(folder: Path, **fields) -> Path:
 def test_what_cannot_be_used_is_refused(world, rm_files, refused, tmp_path):
     other = ppo_cases.save_policy(tmp_path / "other", seed=9, template="plain")
     ours = ppo_cases.save_reward_model(tmp_path / "ours", "token_edit", base=world.policy)
-    hf_cases.configure(ours / "export" / ADAPTER, **{BASE: str(other)})
+    hf_cases.configure(ours / "export" / ADAPTER, **{BASE_FIELD: str(other)})
     theirs = changed(ppo_cases.save_policy(tmp_path / "theirs", base=other), target_modules=["w1"])
     paid = ppo_cases.save_reward_model(tmp_path / "rm", "token_edit", base=other)
     before = read_files(tmp_path)

@@ -50,7 +50,7 @@ def test_prompts_need_no_output(monkeypatch, prompts, command, fields):
     def reach(*arguments, **_):
         raise ReachedError(*arguments)
 
-    monkeypatch.setattr(generate.hf_load, "learned_data", lambda path: {})
+    monkeypatch.setattr(generate.hf_load, "encoding_settings", lambda path: {})
     monkeypatch.setattr(generate.LanguageModel, "load", mock.MagicMock())
     monkeypatch.setattr(generate, "generate_responses", reach)
     monkeypatch.setattr(ppo, "run", reach)

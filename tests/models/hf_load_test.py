@@ -250,7 +250,7 @@ def test_one_flipped_bit_of_an_export_is_noticed(saved):
 
 def test_an_export_is_hashed_once_as_long_as_it_stays_as_it_is(saved, monkeypatch):
     folder, _ = saved(hf_save.STATE_ACTION)
-    monkeypatch.setattr(checksums, "SETTLED", 10_000_000)
+    monkeypatch.setattr(checksums, "SETTLED_NS", 10_000_000)
     hashed, digest = [], checksums.hashlib.file_digest
 
     def count(stream, name):

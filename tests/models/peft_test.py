@@ -113,7 +113,7 @@ def test_an_adapter_of_anybody_has_its_bases_tokenizer_and_defaults(tmp_path, mo
     shutil.move(base, folder / "base")
     same(hf_load.load_params(folder, abstract(LANGUAGE_MODEL)), want)
     assert hf_load.load_tokenizer(folder).encode("the cat") == tokenizer().encode("the cat")
-    assert hf_load.learned_template(folder) == "alpaca"
+    assert hf_load.trained_template(folder) == "alpaca"
     assert peft.base_name(folder) == str(folder / "base")
 
 

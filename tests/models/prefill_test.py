@@ -46,7 +46,7 @@ def plain():
 @pytest.mark.parametrize("shape", ["1,1,1", "1,8,1", "2,2,2"])
 def test_the_same_responses_in_groups_of_prompts(shape, plain, monkeypatch):
     """Devices that split nothing but rows exchange only whether all have ended, and lengths."""
-    monkeypatch.setattr(sampling, "ROWS", 2)
+    monkeypatch.setattr(sampling, "GROUP", 2)
     out, program = generate(shape, prompt_widths=WIDTHS)
     np.testing.assert_array_equal(out.tokens_BT, plain.tokens_BT)
     chex.assert_trees_all_close(out, plain, atol=1e-5)

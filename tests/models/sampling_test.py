@@ -48,7 +48,7 @@ def _full_pass(tokens_BS, *, model):
 
 def full_logprobs(prompt, response, temperature=1.0, top_k=0, top_p=1.0):
     text = [*prompt, *response]
-    restrict = jax.vmap(sampling.restrict, (0, None, None, None))
+    restrict = jax.vmap(sampling.filter_logits, (0, None, None, None))
     logits_SV = restrict(full_pass(text), temperature, top_k, top_p)
     logprob_S, _ = policy_losses.logprob_and_entropy(logits_SV[:-1], filled(text)[1:])
     return np.asarray(logprob_S)[len(prompt) - 1 : len(text) - 1]
@@ -153,7 +153,7 @@ def test_top_p_keeps_the_smallest_set_that_reaches_the_mass():
     logits = jnp.log(jnp.array([0.1, 0.5, 0.15, 0.25]))
     expected = {1e-9: [1], 0.5: [1], 0.51: [1, 3], 0.75: [1, 3], 0.8: [1, 2, 3]}
     for top_p, kept in expected.items():
-        out = np.asarray(sampling.restrict(logits, 1.0, 0, top_p))
+        out = np.asarray(sampling.filter_logits(logits, 1.0, 0, top_p))
         assert np.flatnonzero(np.isfinite(out)).tolist() == kept, top_p
 
 

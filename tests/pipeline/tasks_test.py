@@ -73,7 +73,7 @@ def test_policies_are_loaded_one_at_a_time_and_answer_once(monkeypatch, tmp_path
 
     monkeypatch.setattr(tasks.LanguageModel, "load", Model)
     monkeypatch.setattr(tasks, "generate_responses", respond)
-    monkeypatch.setattr(tasks.hf_load, "learned_template", lambda path: "")
+    monkeypatch.setattr(tasks.hf_load, "trained_template", lambda path: "")
     monkeypatch.setattr(tasks, "compare_with_start", lambda *args: {"kl": 1.0})
     write_jsonl(tmp_path / "seed_0" / "feedback" / "edits_test.jsonl", make_feedback(1, 0)[0])
     policies = {"oracle": "a", "ppo_rlhf": "b", "sft": "c"}

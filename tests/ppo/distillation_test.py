@@ -54,13 +54,13 @@ ROWS = Rows(
 def logits_and_prices(params) -> tuple[jax.Array, ...]:
     """Of policy, reference and reward model before each response token, [B, T, V]; no chunks."""
     inputs = ROWS.tokens_BS, *heads.positions_and_mask(ROWS.mask_BS)
-    before_BT1 = jnp.maximum(ROWS.columns_BT - 1, 0)[..., None]
+    previous_BT1 = jnp.maximum(ROWS.columns_BT - 1, 0)[..., None]
     models = (POLICY, params), (POLICY, FROZEN.reference)
     every = [model.apply(lora.variables(p), *inputs) / 0.8 for model, p in models]
     variables = lora.variables(FROZEN.reward_model)
     states = REWARD_MODEL.apply(variables, *inputs, method=lambda model, *x: model.backbone(*x))
     every.append(REWARD_MODEL.apply(variables, states, method="next_tokens"))
-    return tuple(jnp.take_along_axis(x, before_BT1, axis=1) for x in every)
+    return tuple(jnp.take_along_axis(x, previous_BT1, axis=1) for x in every)
 
 
 @jax.jit
@@ -176,9 +176,9 @@ def test_a_run_nears_its_target_and_goes_on_after_a_signal(distilled, world, pri
 
 def test_what_cannot_be_distilled_is_refused(in_process, world, prices, tmp_path):
     for changes, message in (
-        ({"reward_model": world.token}, "algorithm=distill: .* does not price every next token"),
-        ({"reward_model": f"{prices},{prices}"}, "algorithm=distill: .* does not price every next"),
-        ({"reward_model": "", "reward_function": "mine:pay"}, "mine:pay does not price every"),
+        ({"reward_model": world.token}, "algorithm=distill: .* does not score every next token"),
+        ({"reward_model": f"{prices},{prices}"}, "algorithm=distill: .* does not score every next"),
+        ({"reward_model": "", "reward_function": "mine:pay"}, "mine:pay does not score every"),
         ({"kl__coef": 0.0}, "kl.coef=0: algorithm=distill divides rewards by it"),
     ):
         with pytest.raises(InputError, match=message):

@@ -126,7 +126,7 @@ def test_the_export_is_the_last_policy(ppo_run, world):
     cfg = hf_load.read_config(export)
     assert cfg == ppo_cases.CFG
     assert hf_load.load_tokenizer(export).get_vocab() == ppo_cases.TOKENIZER.get_vocab()
-    assert hf_load.learned_data(str(export)) == {"template": "plain", "max_new_tokens": 6}
+    assert hf_load.encoding_settings(str(export)) == {"template": "plain", "max_new_tokens": 6}
     abstract = heads.abstract_params(heads.CausalLM(cfg), sharding.make_mesh("1,-1,1"))
     exported = hf_load.load_params(export, abstract)
     mesh = sharding.make_mesh("1,-1,1")

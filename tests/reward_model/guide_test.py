@@ -92,7 +92,7 @@ def test_tokens_are_drawn_from_the_guided_policy(side, options):
             plain = plain_logits(text)[len(prompt) - 1 :][: len(response)]
             differs += (response != plain.argmax(-1)).sum()
             continue
-        logits = jax.vmap(lambda x: sampling.restrict(x, **filled))(logits)
+        logits = jax.vmap(lambda x: sampling.filter_logits(x, **filled))(logits)
         want = np.asarray(jax.nn.log_softmax(logits))[np.arange(len(response)), response]
         np.testing.assert_allclose(out.logprob_BT[b, : len(response)], want, atol=2e-5)
     assert differs > 2 or filled["temperature"]
@@ -197,7 +197,7 @@ def test_the_command_guides_and_keeps_the_best(folders, model, monkeypatch):
         ({"best_of": 4}, "best_of=4: something must choose; give --config.reward_model"),
         ({"best_of": 2, "samples": 3, "reward_model": "x"}, "best_of=2 is less than samples=3"),
         ({"best_of": 2, "reward_model": "x"}, "with temperature=0 all of them are the same"),
-        ({"guide": folders / "after"}, "cannot price all that might come"),
+        ({"guide": folders / "after"}, "cannot score every next token"),
     ):
         with pytest.raises(InputError, match=message):
             run(**changes)

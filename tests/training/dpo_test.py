@@ -190,7 +190,7 @@ def test_what_a_run_leaves(run_of, fields, loss, world):
         assert metrics[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
         assert metrics[0]["reference_kl"] == pytest.approx(0, abs=1e-3)
     policy = LanguageModel.load(run_dir)
-    assert policy.template == hf_load.learned_template(world.policy) == "plain"
+    assert policy.template == hf_load.trained_template(world.policy) == "plain"
     card = (run_dir / "export" / "README.md").read_text()
     assert f"| Trained from | {world.policy} |" in card
     assert "of the pairs" in card
