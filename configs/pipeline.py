@@ -28,7 +28,7 @@ from fgrlhf_jax.data.templates import TEMPLATES
 from fgrlhf_jax.functional.reward_losses import LOSSES
 from fgrlhf_jax.pipeline.arms import LEARNERS
 from fgrlhf_jax.tiny_world.people import FAIR, Rates
-from fgrlhf_jax.tiny_world.tasks import KINDS_OF_WORLD
+from fgrlhf_jax.tiny_world.tasks import WORLDS
 
 _FLAGS = "NAME=VALUE,NAME=VALUE"
 _DATA = (
@@ -139,7 +139,7 @@ GROUPS = {
             "easy",
             "fair: two more task families; test prompts about facts without feedback, none of them "
             "a reordered training prompt; pipeline.py:fair also sets its editor",
-            choices=KINDS_OF_WORLD,
+            choices=WORLDS,
         )
     }
     | {

@@ -138,7 +138,7 @@ def write_report(config: ConfigDict, folder: Path, planned: Sequence[Stage], sec
         arm["oracle"] = name in config.arms and config.arms[name].reward == arms.ORACLE
         for seed, run in enumerate(arm["runs"]):
             run["seconds"] = training.get(f"seed_{seed}/{name}")
-    study["commands"] = {stage.name: stage.shown() for stage in planned}
+    study["commands"] = {stage.name: stage.shell_command() for stage in planned}
     study["about"] |= {
         "Command": shlex.join(["python", "-m", f"launch.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
         "Duration": f"{seconds:.0f} s, of this start",

@@ -30,7 +30,7 @@ from fgrlhf_jax.data.pairs import Pair, encode_by_kind
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import hf_load
 from fgrlhf_jax.plan.fit import format_change, holds_models, largest_micro_batch, smallest_change
-from fgrlhf_jax.plan.lengths import Lengths, made_up_demonstration, made_up_pair
+from fgrlhf_jax.plan.lengths import Lengths, dummy_demonstration, dummy_pair
 from fgrlhf_jax.plan.memory import format_advice, format_table, measure
 from fgrlhf_jax.plan.roofline import format_roofline, roofline
 from fgrlhf_jax.plan.shapes import dpo_shapes, ppo_shapes, reward_model_shapes, sft_shapes
@@ -124,7 +124,7 @@ def read_rows(config, kind: str, path: str) -> Lengths | list[Demonstration] | l
     if numbers := read_numbers(path, names):
         if kind == "ppo":
             return Lengths(*np.array(numbers).T)
-        make = made_up_pair if in_pairs else made_up_demonstration
+        make = dummy_pair if in_pairs else dummy_demonstration
         limit = config.data.max_length
         rows = [make(*row) for row in numbers if row[0] + max(row[1:]) <= limit]
         if not rows:

@@ -114,8 +114,8 @@ def pad_rows(rows: Sequence[ChangedRow], bucket: int, batch_size: int) -> dict[s
         limit      1 2 3 2 2 0       columns of branch 0 that a token sees
 
     Returns:
-      tokens_BS, branch_BS, positions_BS, limit_BS and previous_BS (the column of the previous token,
-      0 for the first), all int32; mask_BS bool, real tokens. The last row is repeated to fill the
+      tokens_BS, branch_BS, positions_BS, limit_BS and previous_BS (column of the previous token, 0
+      for the first), all int32; mask_BS bool, real tokens. The last row is repeated to fill the
       batch.
     """
     names = ("branch", "positions", "limit", "previous")

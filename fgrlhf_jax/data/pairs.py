@@ -234,10 +234,10 @@ def pad_pairs(
 
     Returns:
       By column of the row: tokens_BS int32; mask_BS bool, real tokens; branch_BS int8, 0 common,
-      1 rest of i, 2 rest of j; positions_BS int32, position in the side; previous_BS int32, column of
-      the previous token, 0 for the first. By token of a side: columns_B2S int32, its column in the
-      row; response_B2S bool, response tokens; changed_B2S bool, U1; partner_BS int32, token of side
-      0 -> matched token of side 1, or -1. And weight_B float32, 1 or 0.
+      1 rest of i, 2 rest of j; positions_BS int32, position in the side; previous_BS int32, column
+      of the previous token, 0 for the first. By token of a side: columns_B2S int32, its column in
+      the row; response_B2S bool, response tokens; changed_B2S bool, U1; partner_BS int32, token of
+      side 0 -> matched token of side 1, or -1. And weight_B float32, 1 or 0.
     """
     pairs, weight_B = fill_batch(pairs, batch_size)
     shape = (len(pairs), bucket)

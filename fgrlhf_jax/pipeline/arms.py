@@ -21,9 +21,9 @@ PREFERENCE_LEARNERS = ("dpo", "ddpo", "salt", "figa")
 LEARNERS = ("sft", *PREFERENCE_LEARNERS, *ALGORITHMS)
 BASE, ORACLE = "sft", "oracle"  # the start of all arms; the embedded world's exact token rewards
 DATA = ("edits", "preferences")  # feedback on responses of BASE
-PARTS = "parts_of_"  # parts_of_3: the prompts and edits of the feedback, split into three parts
+PARTS_PREFIX = "parts_of_"  # parts_of_3: prompts and edits of the feedback in three parts
 GROUPS = {"arms": "learner", "reward_models": "loss", "rounds": "policy"}  # group: required field
-_USED = (BASE, *DATA, "data", "answers", "feedback", "samples", "tables")  # reserved names
+_RESERVED = (BASE, *DATA, "data", "answers", "feedback", "samples", "tables")  # reserved names
 
 
 def group_of(config: ConfigDict, name: str) -> str:
@@ -45,18 +45,18 @@ def select(config: ConfigDict) -> list[str]:
 
     def visit(name: str, path: tuple[str, ...]) -> None:
         if name in path:
-            circle = " → ".join([*path[path.index(name) :], name])
-            raise InputError(f"{circle}: each depends on the next, in a circle; break it")
+            cycle = " → ".join([*path[path.index(name) :], name])
+            raise InputError(f"{cycle}: each depends on the next, in a circle; break it")
         if name not in order:
-            for need in needs_of(config, name):
-                visit(need, (*path, name))
+            for dependency in dependencies(config, name):
+                visit(dependency, (*path, name))
             order.append(name)
 
     for group in GROUPS:
         for name in config[group]:
             _check_name(config, group, name)
     for name in split_names(config.run_arms):
-        _known(config, "run_arms", name, "arms")
+        _check_known(config, "run_arms", name, "arms")
         visit(name, ())
     return order
 
@@ -67,24 +67,24 @@ def selected(config: ConfigDict, group: str, order: list[str]) -> dict[str, str]
     return {name: members[name].label or name for name in order if name in members}
 
 
-def needs_of(config: ConfigDict, name: str) -> list[str]:
+def dependencies(config: ConfigDict, name: str) -> list[str]:
     """Names that an arm, a reward model or a round directly depends on, without the base."""
     group = group_of(config, name)
     if not group:  # parts of the prompts
         return []
     member, field = config[group][name], f"{group}.{name}"
     if group == "rounds":
-        _known(config, f"{field}.policy", member.policy, "arms", BASE)
-        needs = [member.policy, PARTS + split_part(f"{field}.part", member.part)[1]]
+        _check_known(config, f"{field}.policy", member.policy, "arms", BASE)
+        needs = [member.policy, PARTS_PREFIX + split_part(f"{field}.part", member.part)[1]]
     else:
-        _known(config, f"{field}.start", member.start, "arms", BASE)
+        _check_known(config, f"{field}.start", member.start, "arms", BASE)
         rewards = _check_arm(config, field, member) if group == "arms" else []
         data = _check_data(config, field, split_names(member.data))
         references = re.findall(r"\{(.*?)\}", f"{member.defaults},{member.flags}")
-        for each in references:
-            _known(config, f"{field}.flags", each, "arms", BASE)
+        for need in references:
+            _check_known(config, f"{field}.flags", need, "arms", BASE)
         needs = [member.start, *rewards, *data, *references]
-    return [each for each in dict.fromkeys(needs) if each not in (BASE, ORACLE, *DATA)]
+    return [need for need in dict.fromkeys(needs) if need not in (BASE, ORACLE, *DATA)]
 
 
 def split_part(field: str, part: str) -> tuple[str, str]:
@@ -109,8 +109,8 @@ def reward_level(config: ConfigDict, name: str) -> str:
 def _check_name(config: ConfigDict, group: str, name: str) -> None:
     """Raises InputError for a name that is reserved, used twice or misspelt."""
     field = f"{group}.{name}"
-    used = (*_USED, ORACLE) if group == "reward_models" else _USED
-    if name in used or not re.fullmatch(rf"(?!{PARTS})\w+", name):
+    used = (*_RESERVED, ORACLE) if group == "reward_models" else _RESERVED
+    if name in used or not re.fullmatch(rf"(?!{PARTS_PREFIX})\w+", name):
         raise InputError(
             f"{field}: the name is taken or not of letters, digits and _; give another"
         )
@@ -118,15 +118,15 @@ def _check_name(config: ConfigDict, group: str, name: str) -> None:
         raise InputError(f"{field}: there is {group_of(config, name)}.{name} too; rename one")
     required = GROUPS[group]
     if not config[group][name][required]:
-        known = [each for each in config[group] if config[group][each][required]]
-        close = difflib.get_close_matches(name, known, 1, 0.6)
+        defined = [other for other in config[group] if config[group][other][required]]
+        close = difflib.get_close_matches(name, defined, 1, 0.6)
         hint = f"; did you mean {group}.{close[0]}?" if close else ""
         raise InputError(f"{field}.{required} is empty; give --config.{field}.{required}=…{hint}")
 
 
-def _known(config: ConfigDict, field: str, name: str, group: str, *others: str) -> None:
-    """Raises InputError for a name that is neither in the group nor among ``others``."""
-    names = [*others, *config[group]]
+def _check_known(config: ConfigDict, field: str, name: str, group: str, *extra: str) -> None:
+    """Raises InputError for a name that is neither in the group nor among ``extra``."""
+    names = [*extra, *config[group]]
     if name not in names:
         hint = f"or define it: --config.{group}.NAME.…"
         raise InputError(f"{field}: {name!r} is not one of {', '.join(names)}; give one, {hint}")
@@ -155,12 +155,13 @@ def _check_arm(config: ConfigDict, field: str, arm: ConfigDict) -> list[str]:
                 "give the names of two arms"
             )
         names = arm.reward.split(":")[:2]
-        for each in names:
-            _known(config, f"{field}.reward", each, "arms", BASE)
+        for name in names:
+            _check_known(config, f"{field}.reward", name, "arms", BASE)
         return names
-    for each in names:
-        _known(config, f"{field}.reward", each, "reward_models", *(ORACLE,) * (len(names) == 1))
-    if len({config.reward_models[each].loss == "sequence" for each in names if each != ORACLE}) > 1:
+    for name in names:
+        oracle = (ORACLE,) * (len(names) == 1)
+        _check_known(config, f"{field}.reward", name, "reward_models", *oracle)
+    if len({config.reward_models[name].loss == "sequence" for name in names if name != ORACLE}) > 1:
         raise InputError(
             f"{field}.reward={arm.reward}: mixes token and sequence rewards; give reward models "
             "of one kind"
@@ -172,12 +173,12 @@ def _check_data(config: ConfigDict, field: str, data: list[str]) -> list[str]:
     """The rounds and parts that a ``data`` field depends on; raises InputError for bad names."""
     if not data:
         raise InputError(f"{field}.data is empty; give {', '.join(DATA)} or rounds")
-    parts = [part for each in data if (part := part_of(each))]
+    parts = [part for source in data if (part := part_of(source))]
     if parts and "edits" in data:
         raise InputError(f"{field}.data: edits has edits_{parts[0]} already; give one of them")
     if "preferences" in data and not (config.embedded or config.files.preferences):
         raise InputError(f"{field}.data=preferences: give files.preferences, or drop it")
-    rounds = [each for each in data if not part_of(each)]
-    for each in rounds:
-        _known(config, f"{field}.data", each, "rounds", *DATA, "edits_1_of_2")
-    return [*rounds, *(PARTS + split_part(f"{field}.data", part)[1] for part in parts)]
+    rounds = [source for source in data if not part_of(source)]
+    for source in rounds:
+        _check_known(config, f"{field}.data", source, "rounds", *DATA, "edits_1_of_2")
+    return [*rounds, *(PARTS_PREFIX + split_part(f"{field}.data", part)[1] for part in parts)]

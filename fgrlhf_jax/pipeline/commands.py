@@ -48,7 +48,7 @@ def policy_folder(config: ConfigDict, folder: Path, seed: int, arm: str) -> str:
 def build_stages(config: ConfigDict, folder: Path) -> list[Stage]:
     """All stages, in the order in which to start them; raises InputError for bad arms or flags."""
     names, seeds = arms.select(config), range(config.seeds)
-    homes = {seed: folder / f"seed_{seed}" for seed in seeds}
+    seed_dirs = {seed: folder / f"seed_{seed}" for seed in seeds}
     base = () if config.model else ("sft",)
     stages = [_task_stage(config, folder, "data", folder / "data" / "test.jsonl", ())]
     if base:
@@ -59,28 +59,28 @@ def build_stages(config: ConfigDict, folder: Path) -> list[Stage]:
             _sample_stage(config, folder, seed, "samples", arms.BASE, prompts, base)
             for seed in seeds
         ]
-    for seed, home in homes.items():
+    for seed, seed_dir in seed_dirs.items():
         needs = (f"seed_{seed}/samples" if config.embedded else "data",)
-        output = home / "feedback" / "counts.json"
+        output = seed_dir / "feedback" / "counts.json"
         stages.append(_task_stage(config, folder, f"feedback:{seed}", output, needs))
     # An arm comes right after its dependencies. Reward models or arms that compile to the same
     # programs then rarely start together, so that the later ones read the compilation cache.
     for seed in seeds:
         common = (f"feedback:{seed}", *base)
         for name in names:
-            needs = common + _stages_of(seed, arms.needs_of(config, name))
-            stages += _stages_of_name(config, folder, seed, name, needs)
+            needs = common + _stage_names(seed, arms.dependencies(config, name))
+            stages += _member_stages(config, folder, seed, name, needs)
     for task, group, output in (
         ("tables", "reward_models", "tables.json"),
         ("answers", "arms", "answers/sft.json"),
     ):
-        for seed, home in homes.items():
+        for seed, seed_dir in seed_dirs.items():
             needs = (f"feedback:{seed}", *base)
-            needs += _stages_of(seed, arms.selected(config, group, names))
-            stages.append(_task_stage(config, folder, f"{task}:{seed}", home / output, needs))
+            needs += _stage_names(seed, arms.selected(config, group, names))
+            stages.append(_task_stage(config, folder, f"{task}:{seed}", seed_dir / output, needs))
     # A platform chosen in the user's environment has priority.
-    choose = config.platforms and "JAX_PLATFORMS" not in os.environ
-    platform = {"JAX_PLATFORMS": config.platforms} if choose else {}
+    sets_platform = config.platforms and "JAX_PLATFORMS" not in os.environ
+    platform = {"JAX_PLATFORMS": config.platforms} if sets_platform else {}
     # XLA starts one thread per core: divide the cores among the stages that run at once.
     threads = {"NPROC": str(max(1, count_cores() // config.workers))} if config.workers > 1 else {}
     return [
@@ -92,7 +92,7 @@ def build_stages(config: ConfigDict, folder: Path) -> list[Stage]:
     ]
 
 
-def _stages_of(seed: int, names: Iterable[str]) -> tuple[str, ...]:
+def _stage_names(seed: int, names: Iterable[str]) -> tuple[str, ...]:
     return tuple(f"seed_{seed}/{name}" for name in names)
 
 
@@ -159,24 +159,24 @@ def _sample_stage(
     return Stage(f"seed_{seed}/{name}", words, output, needs)
 
 
-def _stages_of_name(
+def _member_stages(
     config: ConfigDict, folder: Path, seed: int, name: str, needs: tuple[str, ...]
 ) -> list[Stage]:
     """The stages that make an arm, a reward model, a round of edits or parts of the prompts."""
-    home, stage = folder / f"seed_{seed}", f"seed_{seed}/{name}"
+    seed_dir, stage = folder / f"seed_{seed}", f"seed_{seed}/{name}"
     if arms.group_of(config, name) in ("arms", "reward_models"):
         return [_training_stage(config, folder, seed, name, needs)]
-    if name.startswith(arms.PARTS):
-        stages, task = [], f"parts:{seed}:{name.removeprefix(arms.PARTS)}"
+    if name.startswith(arms.PARTS_PREFIX):
+        stages, task = [], f"parts:{seed}:{name.removeprefix(arms.PARTS_PREFIX)}"
         needs = needs[:1]  # the feedback
     else:
-        task, edited = f"round:{seed}:{name}", config.rounds[name]
-        number, total = arms.split_part("part", edited.part)
-        prompts = home / f"{arms.PARTS}{total}" / f"prompts_{number}.jsonl"
-        sampled = (f"{name}_samples", edited.policy, prompts, needs, edited.greedy)
-        stages = [_sample_stage(config, folder, seed, *sampled)]
+        task, edit_round = f"round:{seed}:{name}", config.rounds[name]
+        number, total = arms.split_part("part", edit_round.part)
+        prompts = seed_dir / f"{arms.PARTS_PREFIX}{total}" / f"prompts_{number}.jsonl"
+        options = (f"{name}_samples", edit_round.policy, prompts, needs, edit_round.greedy)
+        stages = [_sample_stage(config, folder, seed, *options)]
         needs = (stages[0].name,)
-    output = home / name / "counts.json"
+    output = seed_dir / name / "counts.json"
     return [*stages, _task_stage(config, folder, task, output, needs, stage)]
 
 
@@ -184,11 +184,11 @@ def _training_stage(
     config: ConfigDict, folder: Path, seed: int, name: str, needs: tuple[str, ...]
 ) -> Stage:
     """The command that trains an arm or a reward model."""
-    home, group = folder / f"seed_{seed}", arms.group_of(config, name)
+    seed_dir, group = folder / f"seed_{seed}", arms.group_of(config, name)
     member = config[group][name]
     learner = "rm" if group == "reward_models" else member.learner
     start = policy_folder(config, folder, seed, member.start)
-    settings = _training_settings(config, home / name, seed)
+    settings = _training_settings(config, seed_dir / name, seed)
     if learner in ALGORITHMS:
         kind, command, argument = "ppo", "launch.ppo", f",{arms.reward_level(config, name)}"
         settings |= {
@@ -207,7 +207,7 @@ def _training_stage(
         }.get(learner, ("dpo", "launch.dpo", f",{learner}"))
         settings["policy" if kind == "dpo" else "model.path"] = start
         for side in ("train", "validation"):
-            settings[side] = data_files(config, home, member.data, side)
+            settings[side] = data_files(config, seed_dir, member.data, side)
     flags = {
         flag: re.sub(r"\{(\w+)\}", lambda arm: policy_folder(config, folder, seed, arm[1]), value)
         for flag, value in read_flags(config, kind, f"{group}.{name}").items()
@@ -217,7 +217,7 @@ def _training_stage(
     words = command_line(command, config[kind].config + argument, flags, settings)
     output = "finished.json" if kind == "ppo" else "eval.json"
     fields = user_function.file_digests(settings | flags)
-    return Stage(f"seed_{seed}/{name}", words, home / name / output, needs, fields=fields)
+    return Stage(f"seed_{seed}/{name}", words, seed_dir / name / output, needs, fields=fields)
 
 
 def _reward(config: ConfigDict, folder: Path, seed: int, reward: str) -> dict[str, object]:
@@ -232,16 +232,16 @@ def _reward(config: ConfigDict, folder: Path, seed: int, reward: str) -> dict[st
     return {"reward_model": ",".join(models)}
 
 
-def data_files(config: ConfigDict, home: Path, data: str, side: str) -> str:
+def data_files(config: ConfigDict, seed_dir: Path, data: str, side: str) -> str:
     """The files of ``train`` or ``validation`` that a ``data`` field names, joined by commas."""
     paths = []
     for name in arms.split_names(data):
         if name in config.rounds:
-            path = home / name / f"edits_{side}.jsonl"
+            path = seed_dir / name / f"edits_{side}.jsonl"
         elif part := arms.part_of(name):
             number, total = arms.split_part("data", part)
-            path = home / f"{arms.PARTS}{total}" / f"edits_{number}_{side}.jsonl"
+            path = seed_dir / f"{arms.PARTS_PREFIX}{total}" / f"edits_{number}_{side}.jsonl"
         else:
-            path = home / "feedback" / f"{name}_{side}.jsonl"
+            path = seed_dir / "feedback" / f"{name}_{side}.jsonl"
         paths.append(str(path))
     return ",".join(paths)

@@ -48,14 +48,14 @@ def sets_of_files(config: ConfigDict) -> dict[str, list[Record]]:
     # is exact: a file that the same hash has split before may have no low hashes.
     if files.edits_validation:
         held_out = read_kind(Edit, files.edits_validation)
-        learned, rest = preferences, []
+        train, rest = preferences, []
         if preferences:
-            learned, rest = split(preferences, 0.1, config.seed, exact=True)
-        learned, held_out = [*edits, *learned], [*held_out, *rest]
+            train, rest = split(preferences, 0.1, config.seed, exact=True)
+        train, held_out = [*edits, *train], [*held_out, *rest]
     else:
-        learned, held_out = split([*edits, *preferences], 0.1, config.seed, exact=True)
+        train, held_out = split([*edits, *preferences], 0.1, config.seed, exact=True)
     # A new seed: the rows were selected by the hash with the first seed.
-    parts = {"train": learned}
+    parts = {"train": train}
     parts["validation"], parts["test"] = split(held_out, 0.5, config.seed + 1, exact=True)
     kinds = {"edits": Edit, "preferences": Preference} if preferences else {"edits": Edit}
     feedback = {
@@ -89,8 +89,8 @@ def drop_held_out_prompts(sets: dict[str, list[Record]]) -> dict[str, list[Recor
     test, held_out = prompts_of("test"), prompts_of("validation", "test")
     allowed = {}
     for name, rows in sets.items():
-        barred = set() if "test" in name else test if "validation" in name else held_out
-        allowed[name] = [row for row in rows if records.prompt_id(row) not in barred]
+        excluded = set() if "test" in name else test if "validation" in name else held_out
+        allowed[name] = [row for row in rows if records.prompt_id(row) not in excluded]
         if rows and not allowed[name]:
             reason = f"all {len(rows)} rows have a prompt that is held out, perhaps the only one"
             raise InputError(f"{name}: {reason}; give more prompts, or use launch.train_rm or dpo")
@@ -136,28 +136,27 @@ def make_parts(config: ConfigDict, folder: Path, seed: int, total: int) -> None:
 
     Raises InputError if there are fewer prompts than parts.
     """
-    home = folder / f"seed_{seed}"
-    feedback = {path.stem: sources.read(str(path)) for path in (home / "feedback").glob("*.jsonl")}
+    seed_dir = folder / f"seed_{seed}"
+    paths = (seed_dir / "feedback").glob("*.jsonl")
+    feedback = {path.stem: sources.read(str(path)) for path in paths}
     edits = {side: feedback[f"edits_{side}"] for side in ("train", "validation")}
     prompts = [*edits["train"], *edits["validation"]]
     if config.embedded:
         prompts = sources.read(str(folder / "data" / "feedback.jsonl"))
-    tested = {
-        records.prompt_id(row) for name in feedback if "test" in name for row in feedback[name]
-    }
-    prompts = distinct_prompts([row for row in prompts if records.prompt_id(row) not in tested])
+    test = {records.prompt_id(row) for name in feedback if "test" in name for row in feedback[name]}
+    prompts = distinct_prompts([row for row in prompts if records.prompt_id(row) not in test])
     if len(prompts) < total:
         raise InputError(f"{total} rounds of edits need as many prompts; there are {len(prompts)}")
     order = np.random.default_rng(config.seed + 2).permutation(len(prompts))
     sets = {}
     for number in range(1, total + 1):
         part = [prompts[index] for index in sorted(order[number - 1 :: total])]
-        chosen = {records.prompt_id(row) for row in part}
+        part_prompts = {records.prompt_id(row) for row in part}
         sets[f"prompts_{number}"] = part
         for side in ("train", "validation"):
-            on_part = [row for row in edits[side] if records.prompt_id(row) in chosen]
-            sets[f"edits_{number}_{side}"] = on_part
-    write_sets(home / f"{arms.PARTS}{total}", sets)
+            part_edits = [row for row in edits[side] if records.prompt_id(row) in part_prompts]
+            sets[f"edits_{number}_{side}"] = part_edits
+    write_sets(seed_dir / f"{arms.PARTS_PREFIX}{total}", sets)
 
 
 def write_sets(folder: Path, sets: dict[str, list[Record]]) -> None:
@@ -167,17 +166,17 @@ def write_sets(folder: Path, sets: dict[str, list[Record]]) -> None:
     write_json(folder / "counts.json", {name: len(rows) for name, rows in sets.items()})
 
 
-def make_round(config: ConfigDict, home: Path, seed: int, name: str) -> None:
+def make_round(config: ConfigDict, seed_dir: Path, seed: int, name: str) -> None:
     """Writes ``ROUND/``: edits of samples of the round's policy.
 
     Raises InputError, with the commands, if people or a language model must edit the samples first.
     """
-    samples, out = home / f"{name}_samples.json", home / name
+    samples, out = seed_dir / f"{name}_samples.json", seed_dir / name
     if config.embedded:
         rates = Rates(**config.world.rates)
         # Each round has its own seed, so that its simulated editors make other mistakes.
-        people = config.seed + seed + ROUND_SEED * int(config.rounds[name].part.split("_")[0])
-        edits, _ = collect_feedback(*read_samples(samples), people, rates)
+        people_seed = config.seed + seed + ROUND_SEED * int(config.rounds[name].part.split("_")[0])
+        edits, _ = collect_feedback(*read_samples(samples), people_seed, rates)
     elif (file := out / "edits.jsonl").exists():
         edits = read_kind(Edit, str(file))
     else:
@@ -187,7 +186,7 @@ def make_round(config: ConfigDict, home: Path, seed: int, name: str) -> None:
             f"--config.model=…, or by people, python -m launch.annotate --config.input={samples} "
             f"--config.output={file}; then run the same command again"
         )
-    validation = sources.read(str(home / "feedback" / "edits_validation.jsonl"))
+    validation = sources.read(str(seed_dir / "feedback" / "edits_validation.jsonl"))
     held_out = {records.prompt_id(row) for row in validation}
     sets = {"train": [], "validation": []}
     for row in edits:
@@ -215,8 +214,8 @@ def feedback_on_samples(config: ConfigDict, path: Path, seed: int) -> dict[str, 
 
 def read_samples(path: Path) -> tuple[list[str], list[str], list[str]]:
     """Prompts and two responses to each, from a file of ``launch.generate``."""
-    like, to_do = [{"instruction": "", "output": ""}], "delete it and run the pipeline again"
-    samples = read_json(path, like, to_do)
+    example, remedy = [{"instruction": "", "output": ""}], "delete it and run the pipeline again"
+    samples = read_json(path, example, remedy)
     prompts = [sample["instruction"] for sample in samples[::2]]
     return prompts, *([sample["output"] for sample in samples[k::2]] for k in range(2))
 

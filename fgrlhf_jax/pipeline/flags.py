@@ -43,9 +43,9 @@ def read_flags(config: ConfigDict, *groups: str) -> dict[str, str]:
             for name in group.split("."):
                 values = values[name]
             flags |= parse_flags(values[kind], f"{group}.{kind}")
-    adapts = config.lora.rank and ("sft" not in groups or flags.get("model.path"))
+    has_adapter = config.lora.rank and ("sft" not in groups or flags.get("model.path"))
     adapters = {f"lora.{name}": str(value) for name, value in config.lora.items()}
-    return adapters | flags if adapts else flags
+    return adapters | flags if has_adapter else flags
 
 
 def command_line(

@@ -24,9 +24,9 @@ def gather(config: ConfigDict, folder: Path, arms: dict[str, str], models: dict[
       arms: labels of the arms, in display order.
       models: labels of the reward models.
     """
-    homes = [folder / f"seed_{seed}" for seed in range(config.seeds)]
-    tables = [read_json(home / "tables.json", {}) for home in homes]
-    reference = read_json(homes[0] / "answers" / "reference.json", {})["sampled"]
+    seed_dirs = [folder / f"seed_{seed}" for seed in range(config.seeds)]
+    tables = [read_json(seed_dir / "tables.json", {}) for seed_dir in seed_dirs]
+    reference = read_json(seed_dirs[0] / "answers" / "reference.json", {})["sampled"]
     return {
         "config": run_dir.flatten(config.to_dict()),
         "seeds": config.seeds,
@@ -34,7 +34,7 @@ def gather(config: ConfigDict, folder: Path, arms: dict[str, str], models: dict[
         "judge": config.judge and (config.judge_name or config.judge.rpartition(".")[2]),
         "test_prompts": len(reference),
         "arms": {
-            arm: {"label": label, "runs": [read_run(home, arm) for home in homes]}
+            arm: {"label": label, "runs": [read_run(seed_dir, arm) for seed_dir in seed_dirs]}
             for arm, label in arms.items()
         },
         "reward_models": {
@@ -46,27 +46,27 @@ def gather(config: ConfigDict, folder: Path, arms: dict[str, str], models: dict[
             for item in tables[0]["heatmaps"]
             if models  # the folder may have heat maps of other arms' models
         ],
-        "samples": read_samples(folder, homes[0] / "answers", arms, config.report_samples),
+        "samples": read_samples(folder, seed_dirs[0] / "answers", arms, config.report_samples),
         "at_once": config.workers,
         "about": {"Hardware": tables[0].get("devices", "not recorded")},
     }
 
 
-def read_run(home: Path, arm: str) -> dict:
+def read_run(seed_dir: Path, arm: str) -> dict:
     """Results of one arm and seed: test responses; for PPO also evaluations, seconds per step."""
-    rows = read_jsonl(home / arm / "metrics.jsonl")
+    rows = read_jsonl(seed_dir / arm / "metrics.jsonl")
     curve = learning_curve(rows)
     seconds = [row["time/step"] for row in rows if "time/step" in row][1:]
-    within = [row[CORRELATION] for row in rows if row.get(CORRELATION) is not None][-10:]
+    correlations = [row[CORRELATION] for row in rows if row.get(CORRELATION) is not None][-10:]
     answers, reference, start = (
-        read_json(home / "answers" / f"{name}.json", {}) for name in (arm, "reference", BASE)
+        read_json(seed_dir / "answers" / f"{name}.json", {}) for name in (arm, "reference", BASE)
     )
     # Outcomes against the reference samples (T = 1), and against the start's greedy responses.
     references = {"outcome": reference["sampled"], "outcome_greedy_start": start["greedy"]}
     run = {
         "curve": curve,
         "seconds_per_step": sum(seconds) / len(seconds) if curve and seconds else None,
-        "length_correlation": sum(within) / len(within) if within else None,
+        "length_correlation": sum(correlations) / len(correlations) if correlations else None,
         **{name: answers.get(name) for name in FIGURES},
     }
     for decoding in DECODINGS:
@@ -100,8 +100,9 @@ def read_samples(folder: Path, answers: Path, arms: Iterable[str], count: int) -
 
 def _outcomes(responses: list[dict], reference: list[dict]) -> list[float | None]:
     """Outcomes as in ``win_rate.outcomes``; None for every response without a judge."""
-    scores, others = ([row["score"] for row in rows] for rows in (responses, reference))
-    return [None] * len(scores) if None in scores else win_rate.outcomes(scores, others).tolist()
+    scores, ref_scores = ([row["score"] for row in rows] for rows in (responses, reference))
+    known = None not in scores
+    return win_rate.outcomes(scores, ref_scores).tolist() if known else [None] * len(scores)
 
 
 def learning_curve(rows: list[dict]) -> list[dict]:
@@ -112,9 +113,9 @@ def learning_curve(rows: list[dict]) -> list[dict]:
     curve = []
     for row in rows:
         if "validation/kl" in row:
-            past = [r.get("time/step", 0.0) for r in rows if r["step"] <= row["step"]]
+            seconds = [r.get("time/step", 0.0) for r in rows if r["step"] <= row["step"]]
             point = {"step": row["step"], "gold": row.get("validation/score")}
             for name in ("reward", "kl", "length", "unfinished"):
                 point[name] = row.get(f"validation/{name}")
-            curve.append(point | {"seconds": sum(past)})
+            curve.append(point | {"seconds": sum(seconds)})
     return curve

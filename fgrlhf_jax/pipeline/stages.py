@@ -38,7 +38,7 @@ class Stage:
     environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
     fields: Mapping[str, object] = dataclasses.field(default_factory=dict)  # config read by it
 
-    def shown(self) -> str:
+    def shell_command(self) -> str:
         """The command as typed in a shell."""
         variables = [f"{name}={value}" for name, value in self.environment.items()]
         return " ".join([*variables, "python -m", *self.command])
@@ -60,7 +60,7 @@ def run(
     """
     for name in ("stages", "logs"):
         (folder / name).mkdir(parents=True, exist_ok=True)
-    done = set_aside(stages, find_done(stages, folder), folder, say)
+    done = archive_stale(stages, find_done(stages, folder), folder, say)
     if done:
         say(f"{len(done)} of {len(stages)} stages are already done")
 
@@ -97,13 +97,13 @@ def run(
                 if interrupt.flag:
                     raise KeyboardInterrupt
                 ended = [(*running.pop(n), status) for n, status in starter.statuses().items()]
-                for stage, started, status in sorted(ended, key=lambda each: each[-1] != 0):
-                    took = time.perf_counter() - started
+                for stage, started, status in sorted(ended, key=lambda exit: exit[-1] != 0):
+                    elapsed = time.perf_counter() - started
                     if status or not stage.output.exists():
                         raise InputError(_failure(stage, status, folder))
-                    _mark(stage, stages, folder, took, markers.get(stage.name))
+                    _write_marker(stage, stages, folder, elapsed, markers.get(stage.name))
                     done.add(stage.name)
-                    say(f"[{len(done)}/{len(stages)}] {stage.name}: {took:.0f} s")
+                    say(f"[{len(done)}/{len(stages)}] {stage.name}: {elapsed:.0f} s")
         finally:
             for number in running:
                 with contextlib.suppress(ProcessLookupError):
@@ -141,66 +141,66 @@ def find_done(stages: Sequence[Stage], folder: Path) -> set[str]:
                 f"run_dir={folder} holds a run of an earlier version; choose another run_dir, or "
                 "finish it with that version"
             )
-        again = f"delete {stage.output}: then it and all that depends on it run again"
-        before = _made_with(marker["command"], marker["fields"])
+        remedy = f"delete {stage.output}: then it and all that depends on it run again"
+        stored = _inputs(marker["command"], marker["fields"])
         fields = user_function.comparable(stage.fields, marker["fields"])
-        now = _made_with(stage.command, fields)
-        if before != now:
-            old, new = (", ".join(sorted(s)) or "no such" for s in (before - now, now - before))
+        now = _inputs(stage.command, fields)
+        if stored != now:
+            old, new = (", ".join(sorted(s)) or "no such" for s in (stored - now, now - stored))
             raise InputError(
                 f"{folder}: stage {stage.name} was made with {old}, not with {new}; use the same "
-                f"values or another run_dir, or {again}"
+                f"values or another run_dir, or {remedy}"
             )
         digests = _digests(stage, stages, folder)
         for name, digest in marker["sha256"].items():
             if digests.get(name) != digest:
                 raise InputError(
                     f"{stage.output.with_name(name)}: changed since stage {stage.name} wrote it; "
-                    f"restore a copy, or {again}"
+                    f"restore a copy, or {remedy}"
                 )
         if set(stage.needs) <= set(marker["needs"]):
             done.add(stage.name)
     return done
 
 
-def _mark(
-    stage: Stage, stages: Sequence[Stage], folder: Path, took: float, before: dict | None
+def _write_marker(
+    stage: Stage, stages: Sequence[Stage], folder: Path, elapsed: float, old: dict | None
 ) -> None:
-    """Writes a finished stage's marker; ``before`` is its marker from an earlier run, if any."""
-    before = before or {"needs": [], "seconds": 0.0}
+    """Writes a finished stage's marker; ``old`` is its marker from an earlier run, if any."""
+    old = old or {"needs": [], "seconds": 0.0}
     marker = {
         "command": stage.command,
         "fields": dict(stage.fields),
-        "needs": sorted({*stage.needs, *before["needs"]}),
-        "seconds": round(took + before["seconds"], 1),
+        "needs": sorted({*stage.needs, *old["needs"]}),
+        "seconds": round(elapsed + old["seconds"], 1),
         "sha256": _digests(stage, stages, folder),
     }
-    files.write_json(_marker(stage, folder), marker)
+    files.write_json(_marker_path(stage, folder), marker)
 
 
-def _made_with(command: Sequence[str], fields: Mapping[str, object]) -> set[str]:
+def _inputs(command: Sequence[str], fields: Mapping[str, object]) -> set[str]:
     words = {word.removeprefix("--config.") for word in command}
     return words | {f"{name}={value}" for name, value in fields.items()}
 
 
 def _has_run(stage: Stage, folder: Path) -> bool:
-    return _marker(stage, folder).exists() and stage.output.exists()
+    return _marker_path(stage, folder).exists() and stage.output.exists()
 
 
 def _read_marker(stage: Stage, folder: Path) -> dict:
-    like = {"command": [""], "seconds": 0.0, "sha256": {}}
-    to_do = f"delete it, and stage {stage.name} runs again"
-    return files.read_json(_marker(stage, folder), like, to_do)
+    example = {"command": [""], "seconds": 0.0, "sha256": {}}
+    remedy = f"delete it, and stage {stage.name} runs again"
+    return files.read_json(_marker_path(stage, folder), example, remedy)
 
 
 def _digests(stage: Stage, stages: Sequence[Stage], folder: Path) -> dict[str, str]:
     """Digests of a stage's JSON files, by file name."""
-    owned = _owned(stage, stages, folder)
-    paths = [owned] if owned == stage.output else owned.glob("*.json*")
+    root = _output_root(stage, stages, folder)
+    paths = [root] if root == stage.output else root.glob("*.json*")
     return {path.name: files.digest(path) for path in paths if path.name != "config.json"}
 
 
-def set_aside(
+def archive_stale(
     stages: Sequence[Stage], done: set[str], folder: Path, say: Callable[[str], None]
 ) -> set[str]:
     """Renames files of stages that depend on one not done; returns ``done`` without these stages.
@@ -210,58 +210,58 @@ def set_aside(
     needs = {}  # of a stage that has run, its needs at that time: it may need more now
     for stage in stages:
         has_run = _has_run(stage, folder)
-        made_from = _read_marker(stage, folder)["needs"] if has_run else stage.needs
-        needs[stage.name] = {each.name for each in stages}.intersection(made_from)
+        recorded = _read_marker(stage, folder)["needs"] if has_run else stage.needs
+        needs[stage.name] = {other.name for other in stages}.intersection(recorded)
 
-    remains = {}
+    outputs = {}
     for stage in stages:
-        paths = (_owned(stage, stages, folder), _marker(stage, folder))
-        remains[stage.name] = [path for path in paths if path.exists()]
-    was_done = {n for name, paths in remains.items() if paths for n in _ancestors(name, needs)}
+        paths = (_output_root(stage, stages, folder), _marker_path(stage, folder))
+        outputs[stage.name] = [path for path in paths if path.exists()]
+    needed = {n for name, paths in outputs.items() if paths for n in _ancestors(name, needs)}
     for stage in stages:
         missing = sorted(_ancestors(stage.name, needs) - done)
         # An interrupted stage has no marker, and no stage has used its files: it resumes.
-        finished = stage.name in was_done or _marker(stage, folder).exists()
+        finished = stage.name in needed or _marker_path(stage, folder).exists()
         deleted = stage.name not in done and finished and not _has_run(stage, folder)
-        if remains[stage.name] and (missing or deleted):
+        if outputs[stage.name] and (missing or deleted):
             names = ", ".join(missing)
             reason = f"it depends on {names}" if missing else "its output or marker was deleted"
-            moved = [_rename(path) for path in remains[stage.name]]
+            moved = [_rename(path) for path in outputs[stage.name]]
             say(f"{stage.name} runs again ({reason}); its old output is kept: {moved[0]}")
     return {name for name in done if _ancestors(name, needs) <= done}
 
 
 def _ancestors(name: str, needs: Mapping[str, Iterable[str]]) -> set[str]:
     """All stages that a stage depends on, directly or indirectly."""
-    return {each for need in needs[name] for each in (need, *_ancestors(need, needs))}
+    return {ancestor for need in needs[name] for ancestor in (need, *_ancestors(need, needs))}
 
 
 def seconds(stages: Sequence[Stage], folder: Path) -> dict[str, float]:
     """Seconds that each finished stage took, by its name."""
-    done = [stage for stage in stages if _marker(stage, folder).exists()]
+    done = [stage for stage in stages if _marker_path(stage, folder).exists()]
     return {stage.name: _read_marker(stage, folder)["seconds"] for stage in done}
 
 
 def training_seconds(stages: Sequence[Stage], folder: Path) -> dict[str, float]:
     """Seconds of each finished stage with all training that it needs, without the common SFT."""
-    took, needs = seconds(stages, folder), {stage.name: stage.needs for stage in stages}
+    elapsed, needs = seconds(stages, folder), {stage.name: stage.needs for stage in stages}
     common = {stage.name for stage in stages if stage.command[0] in _NO_TRAINING} | {"sft"}
-    all_of = {name: {name} | _ancestors(name, needs) for name in took}
-    return {name: sum(took.get(n, 0.0) for n in all_of[name] - common) for name in took}
+    required = {name: {name} | _ancestors(name, needs) for name in elapsed}
+    return {name: sum(elapsed.get(n, 0.0) for n in required[name] - common) for name in elapsed}
 
 
 def _start(stage: Stage, folder: Path, starter: Starter) -> int:
     """Starts a stage and returns its pid."""
     stage.output.parent.mkdir(parents=True, exist_ok=True)
-    _marker(stage, folder).unlink(missing_ok=True)
-    return starter.start(stage.command, _log(stage, folder), stage.environment)
+    _marker_path(stage, folder).unlink(missing_ok=True)
+    return starter.start(stage.command, _log_path(stage, folder), stage.environment)
 
 
-def _owned(stage: Stage, stages: Sequence[Stage], folder: Path) -> Path:
+def _output_root(stage: Stage, stages: Sequence[Stage], folder: Path) -> Path:
     """The folder of a stage's output, or only the output if other stages write there too."""
-    home, others = stage.output.parent, (other.output for other in stages if other is not stage)
-    shared = home == folder or any(home in output.parents for output in others)
-    return stage.output if shared else home
+    parent, others = stage.output.parent, (other.output for other in stages if other is not stage)
+    shared = parent == folder or any(parent in output.parents for output in others)
+    return stage.output if shared else parent
 
 
 def _rename(path: Path) -> Path:
@@ -270,17 +270,17 @@ def _rename(path: Path) -> Path:
     return path.rename(next(name for name in names if not name.exists()))
 
 
-def _marker(stage: Stage, folder: Path) -> Path:
+def _marker_path(stage: Stage, folder: Path) -> Path:
     return folder / "stages" / f"{stage.name.replace('/', '.')}.json"
 
 
-def _log(stage: Stage, folder: Path) -> Path:
-    return folder / "logs" / f"{_marker(stage, folder).stem}.log"
+def _log_path(stage: Stage, folder: Path) -> Path:
+    return folder / "logs" / f"{_marker_path(stage, folder).stem}.log"
 
 
 def _failure(stage: Stage, status: int, folder: Path) -> str:
     """A message with the last error, or else the last line, that a failed stage logged."""
-    path = _log(stage, folder)
+    path = _log_path(stage, folder)
     text = path.read_text(encoding="utf-8", errors="replace")
     lines = re.split(r"^failed with status .*\n", text, flags=re.MULTILINE)[-1].splitlines()
     lines = [line for line in lines if line.strip()] or ["it printed nothing"]

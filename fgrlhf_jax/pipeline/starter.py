@@ -34,7 +34,7 @@ MODULES = (
     "transformers.models.llama.configuration_llama",
 )
 
-_FORKS = sys.platform == "linux"  # elsewhere system libraries do not survive a fork
+_CAN_FORK = sys.platform == "linux"  # elsewhere system libraries do not survive a fork
 _started: list[subprocess.Popen] = []  # else subprocess would reap their exit statuses
 
 
@@ -49,7 +49,7 @@ class Starter:
 
     def __enter__(self) -> "Starter":
         self._server = subprocess.Popen(
-            [sys.executable, "-m", __name__, *(MODULES if _FORKS else ())],
+            [sys.executable, "-m", __name__, *(MODULES if _CAN_FORK else ())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -64,17 +64,17 @@ class Starter:
     def start(self, command: Sequence[str], log: Path, environment: Mapping[str, str]) -> int:
         """Starts a process, appends its output to ``log``, and returns its pid."""
         log.open("ab").close()  # raises here if the log cannot be written
-        return self._ask([*command], str(log.absolute()), {**environment})
+        return self._request([*command], str(log.absolute()), {**environment})
 
     def statuses(self) -> dict[int, int]:
         """Exit statuses of the processes that ended since the last call; -N for signal N."""
-        return {int(number): status for number, status in self._ask().items()}
+        return {int(number): status for number, status in self._request().items()}
 
-    def _ask(self, *question):
+    def _request(self, *request):
         with contextlib.suppress(BrokenPipeError):
-            print(json.dumps(question), file=self._server.stdin, flush=True)
-        if answer := self._server.stdout.readline():
-            return json.loads(answer)
+            print(json.dumps(request), file=self._server.stdin, flush=True)
+        if reply := self._server.stdout.readline():
+            return json.loads(reply)
         killed = self._server.wait() == -signal.SIGKILL
         reason = "was killed, perhaps for memory" if killed else "has ended, see above"
         raise InputError(
@@ -91,34 +91,34 @@ def serve() -> None:
         importlib.import_module(module)
     gc.freeze()  # garbage collection in a fork would copy the parent's pages
     while line := sys.stdin.readline():
-        answer = {}
+        reply = {}
         if command := json.loads(line):
-            answer = _start(*command)
-            if not answer:
+            reply = _start(*command)
+            if not reply:
                 return
         else:
             with contextlib.suppress(ChildProcessError):  # no child is left
-                while (ended := os.waitpid(-1, os.WNOHANG))[0]:
-                    answer[ended[0]] = os.waitstatus_to_exitcode(ended[1])
-        print(json.dumps(answer), flush=True)
+                while (exited := os.waitpid(-1, os.WNOHANG))[0]:
+                    reply[exited[0]] = os.waitstatus_to_exitcode(exited[1])
+        print(json.dumps(reply), flush=True)
 
 
 def _start(words: list[str], log: str, environment: dict[str, str]) -> int:
     """Starts a command and returns its pid; in a fork returns 0 after the command has ended."""
-    with open(log, "ab") as out, open(os.devnull, "rb") as nothing:
-        if not _FORKS:
-            streams = {"stdin": nothing, "stdout": out, "stderr": out}
+    with open(log, "ab") as out, open(os.devnull, "rb") as devnull:
+        if not _CAN_FORK:
+            streams = {"stdin": devnull, "stdout": out, "stderr": out}
             env = os.environ | environment
             command = [sys.executable, "-m", *words]
             unblock = functools.partial(signal.pthread_sigmask, signal.SIG_UNBLOCK, SIGNALS)
             options = streams | {"env": env, "start_new_session": True, "preexec_fn": unblock}
             _started.append(subprocess.Popen(command, **options))
             return _started[-1].pid
-        if number := os.fork():
-            return number
+        if pid := os.fork():
+            return pid
         os.setsid()
-        for number, file in enumerate((nothing, out, out)):
-            os.dup2(file.fileno(), number)
+        for pid, file in enumerate((devnull, out, out)):
+            os.dup2(file.fileno(), pid)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     os.environ.update(environment)
     if jax := sys.modules.get("jax"):  # JAX has already read its variables

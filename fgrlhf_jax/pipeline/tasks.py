@@ -51,9 +51,9 @@ def run_task(config: ConfigDict) -> None:
     elif task == "round":
         datasets.make_round(config, folder / f"seed_{seed}", seed, name)
     elif task == "tables":
-        home = folder / f"seed_{seed}"
-        models = [*arms.selected(config, "reward_models", names), *models_of_tables(home)]
-        make_tables(config, folder, seed, {model: str(home / model) for model in models})
+        seed_dir = folder / f"seed_{seed}"
+        models = [*arms.selected(config, "reward_models", names), *models_of_tables(seed_dir)]
+        make_tables(config, folder, seed, {model: str(seed_dir / model) for model in models})
     else:
         # The common start comes last: its file marks the stage as complete.
         policies = [*arms.selected(config, "arms", names), arms.BASE]
@@ -96,14 +96,14 @@ def make_answers(config: ConfigDict, folder: Path, seed: int, policies: dict[str
                 row["words_to_change"] = words_to_change(text, row["output"])
         return rows
 
-    home = folder / f"seed_{seed}"
-    edits, out = sources.read(str(home / "feedback" / "edits_test.jsonl")), home / "answers"
+    seed_dir = folder / f"seed_{seed}"
+    edits, out = sources.read(str(seed_dir / "feedback" / "edits_test.jsonl")), seed_dir / "answers"
     start = LanguageModel.load(policies["sft"], template=config.template, lazy=True)
     made_with = task_fields(config, "answers")
     for arm, path in policies.items():
         file = out / f"{arm}.json"
-        before = read_json(file, {}).get("made_with", {}) if file.exists() else {}
-        if before and before == user_function.comparable(made_with, before):
+        saved = read_json(file, {}).get("made_with", {}) if file.exists() else {}
+        if saved and saved == user_function.comparable(made_with, saved):
             continue
         model = LanguageModel.load(path, template=config.template)
         if arm == "sft":
@@ -111,20 +111,20 @@ def make_answers(config: ConfigDict, folder: Path, seed: int, policies: dict[str
             write_json(out / "reference.json", {"sampled": reference})
         decodings = {"sampled": 1.0, "greedy": 0.0}
         answers = {name: sample_and_score(t, seed, model, arm) for name, t in decodings.items()}
-        measured = compare_with_start(config, model, start, edits, prompts, answers["sampled"])
+        metrics = compare_with_start(config, model, start, edits, prompts, answers["sampled"])
         if config.fluency_model:
-            measured["fluency"] = measure_fluency(config, prompts, answers)
-        write_json(file, {"made_with": made_with} | answers | measured)
+            metrics["fluency"] = measure_fluency(config, prompts, answers)
+        write_json(file, {"made_with": made_with} | answers | metrics)
         del model  # frees its weights before the next policy's are loaded
 
 
 def check_template(path: str, template: str) -> None:
     """Raises InputError for a policy that was fine-tuned with another template."""
-    learned = hf_load.trained_template(path)
-    if learned not in ("", template):
+    trained = hf_load.trained_template(path)
+    if trained not in ("", template):
         raise InputError(
-            f"{path}: was fine-tuned with the template {learned}, not {template}; give "
-            f"--config.template={learned} and another run_dir"
+            f"{path}: was fine-tuned with the template {trained}, not {template}; give "
+            f"--config.template={trained} and another run_dir"
         )
 
 
@@ -141,11 +141,11 @@ def compare_with_start(
     corrections = correction.evaluate(policy, edits, start, batch_size=size)
     texts, ended = ([row[name] for row in sampled] for name in ("output", "finished"))
     options = {"max_prompt_length": config.max_prompt_length, "batch_size": size}
-    ours, others = (
+    logps, start_logps = (
         correction.response_logprobs(model, prompts, texts, ended, **options)
         for model in (policy, start)
     )
-    kl = sum(float((a - b).sum()) for a, b in zip(ours, others, strict=True)) / len(prompts)
+    kl = sum(float((a - b).sum()) for a, b in zip(logps, start_logps, strict=True)) / len(prompts)
     return {
         "correction_accuracy": corrections["sampled"]["mean"],
         "greedy_correction_accuracy": corrections["greedy"]["mean"],
@@ -165,11 +165,11 @@ def measure_fluency(config: ConfigDict, prompts: Sequence[Record], answers: dict
     }
 
 
-def models_of_tables(home: Path) -> list[str]:
+def models_of_tables(seed_dir: Path) -> list[str]:
     """The reward models of an existing tables.json, which an earlier start with other arms made."""
-    like, file = {"reward_models": {}}, home / "tables.json"
-    names = read_json(file, like)["reward_models"] if file.exists() else ()
-    return [name for name in names if (home / name / "eval.json").exists()]
+    example, file = {"reward_models": {}}, seed_dir / "tables.json"
+    names = read_json(file, example)["reward_models"] if file.exists() else ()
+    return [name for name in names if (seed_dir / name / "eval.json").exists()]
 
 
 def make_tables(config: ConfigDict, folder: Path, seed: int, models: dict[str, str]) -> None:

@@ -19,7 +19,7 @@ import jax
 
 from fgrlhf_jax.plan.hlo import Computation, Instruction, branches, root_of
 
-HALF = ("bf16", "f16")
+HALF_DTYPES = ("bf16", "f16")
 MOVES = {
     *("copy", "bitcast", "reshape", "transpose", "broadcast", "slice", "dynamic-slice", "gather"),
     *("concatenate", "select", "dynamic-update-slice", "pad", "reverse", "negate", "abs"),
@@ -71,23 +71,23 @@ def _narrow(computations: dict[str, Computation], entry: str) -> Names:
     def level(i: Instruction, operands: list, arguments: list):
         if i.opcode == "parameter":
             index = int(i.arguments)
-            return arguments[index] if index < len(arguments) else of_shape(i)
+            return arguments[index] if index < len(arguments) else dtype_level(i)
         if i.opcode == "tuple":
             return operands
         if i.opcode == "get-tuple-element":
             whole = operands[0]
             known = isinstance(whole, list)
-            return whole[int(i.attribute("index"))] if known else of_shape(i)
+            return whole[int(i.attribute("index"))] if known else dtype_level(i)
         if i.opcode in ("fusion", "call"):
             return walk(i.called[0], operands)
         if i.opcode == "while":
-            return carried(i.attribute("body"), operands[0])
+            return loop_level(i.attribute("body"), operands[0])
         if i.opcode == "conditional":
             ends = (walk(name, [x]) for name, x in zip(branches(i), operands[1:], strict=True))
             return functools.reduce(join, ends)
         if i.opcode == "optimization-barrier" and not i.dtype:
             return operands[0]
-        if i.dtype in HALF:
+        if i.dtype in HALF_DTYPES:
             return NARROW
         if i.opcode == "constant":
             return CONSTANT
@@ -97,7 +97,7 @@ def _narrow(computations: dict[str, Computation], entry: str) -> Names:
             return max(moved)
         return CONSTANT if i.dtype not in ("", "f32") else WIDE
 
-    def carried(body: str, start):
+    def loop_level(body: str, start):
         """The level of a loop's state: the highest over all iterations."""
         while (after := join(start, walk(body, [start]))) != start:
             start = after
@@ -112,9 +112,9 @@ def _narrow(computations: dict[str, Computation], entry: str) -> Names:
     return narrow
 
 
-def of_shape(i: Instruction) -> int:
+def dtype_level(i: Instruction) -> int:
     """The level of an array of which only the dtype is known."""
-    return NARROW if i.dtype in HALF else WIDE if i.dtype in ("", "f32") else CONSTANT
+    return NARROW if i.dtype in HALF_DTYPES else WIDE if i.dtype in ("", "f32") else CONSTANT
 
 
 def _rounded(computations: dict[str, Computation]):
@@ -131,14 +131,14 @@ def _rounded(computations: dict[str, Computation]):
     def rounded(name: str, array: str) -> bool:
         computation = computations[name]
         reads = users[name].get(array, [])
-        results = [by(name, computation[user], place) for user, place in reads]
+        results = [rounds_operand(name, computation[user], place) for user, place in reads]
         if computation[array].root:
             results.append(name in fused and rounded(*fused[name]))
         return bool(results) and all(results)
 
-    def by(name: str, user: Instruction, place: int) -> bool:
+    def rounds_operand(name: str, user: Instruction, place: int) -> bool:
         if user.opcode == "convert":
-            return user.dtype in HALF
+            return user.dtype in HALF_DTYPES
         if user.opcode == "fusion":
             inner = computations[user.called[0]]
             parameters = {
@@ -154,8 +154,8 @@ def _users(computation: Computation) -> dict[str, list[tuple[str, int]]]:
     """Per array the instructions that read it, with the index of the operand."""
     users: dict[str, list[tuple[str, int]]] = {}
     for i in computation.values():
-        for place, operand in enumerate(i.operands):
-            users.setdefault(operand, []).append((i.name, place))
+        for index, operand in enumerate(i.operands):
+            users.setdefault(operand, []).append((i.name, index))
     return users
 
 
@@ -169,18 +169,18 @@ def peak_bytes(computations: dict[str, Computation], entry: str, halved: Names) 
     def peak(name: str) -> int:
         computation = computations[name]
         buffers, sizes, ends = _buffers(computations, name, halved)
-        live, most = 0, 0
+        live, highest = 0, 0
         allocated, freed = defaultdict(int), defaultdict(int)
         for buffer, size in sizes.items():
             allocated[buffer[0]] += size
             freed[ends[buffer]] += size
         for index, i in enumerate(computation.values()):
-            over = sizes.get(_reused(i, computation, buffers, ends, index), 0)
-            live += allocated[index] - over
+            reused = sizes.get(_reused(i, computation, buffers, ends, index), 0)
+            live += allocated[index] - reused
             inner = i.called if i.opcode in ("while", "call", "conditional") else []
-            most = max(most, live + max(map(peak, inner), default=0))
-            live -= freed[index] - over
-        return most
+            highest = max(highest, live + max(map(peak, inner), default=0))
+            live -= freed[index] - reused
+        return highest
 
     return peak(entry)
 
@@ -234,7 +234,7 @@ def _converts(i: Instruction, computations: dict[str, Computation], name: str, h
     if not halved or not {x.opcode for x in inner} <= {"parameter", "convert", "bitcast"}:
         return False
     both = (i, *(computations[name][o] for o in i.operands))
-    return len(both) == 2 and all(x.dtype in HALF or x.name in halved[name] for x in both)
+    return len(both) == 2 and all(x.dtype in HALF_DTYPES or x.name in halved[name] for x in both)
 
 
 def _updated(fused: Computation) -> int | None:
@@ -255,5 +255,5 @@ def _reused(i: Instruction, computation: Computation, buffers, ends, index: int)
     if i.attribute("kind") != "kLoop" or buffers[i.name] != [(index, 0)]:
         return None
     same = (o for o in i.operands if o in computation and computation[o].shape == i.shape)
-    held = (buffer for operand in same for buffer in buffers[operand])
-    return next((buffer for buffer in held if ends[buffer] == index), None)
+    candidates = (buffer for operand in same for buffer in buffers[operand])
+    return next((buffer for buffer in candidates if ends[buffer] == index), None)

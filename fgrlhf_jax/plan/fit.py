@@ -15,8 +15,8 @@ from fgrlhf_jax.plan.memory import bytes_per_device, measure_step
 from fgrlhf_jax.plan.shapes import RunShapes
 from fgrlhf_jax.runtime import sharding
 
-MICRO = "micro_batch_size"
-WITHOUT_MICRO = ("generate",)  # steps that take no micro-batches
+MICRO_BATCH = "micro_batch_size"
+NO_MICRO_BATCH = ("generate",)  # steps that take no micro-batches
 MakeShapes = Callable[[ConfigDict], RunShapes]
 Report = Callable[[str], None]
 
@@ -32,16 +32,16 @@ def smallest_change(
     Returns:
       Field names -> new values, or None if no such change fits.
     """
-    fits = _tester(config, make_shapes, memory, report, {})
-    for _, of_size in itertools.groupby(_changes(config), key=len):
+    fits = _make_fits(config, make_shapes, memory, report, {})
+    for _, changes in itertools.groupby(_changes(config), key=len):
         with_smaller_batches = []
-        for change in of_size:
-            sizes, present = _micro_batches(config, change)
-            smallest = sizes[0] if sizes else present
-            is_whole = present == max(sizes, default=present)
-            if smallest < present and fits(change | {MICRO: smallest}):
+        for change in changes:
+            sizes, current = _micro_batches(config, change)
+            smallest = sizes[0] if sizes else current
+            is_full = current == max(sizes, default=current)
+            if smallest < current and fits(change | {MICRO_BATCH: smallest}):
                 with_smaller_batches.append(change)
-            elif smallest < present and not is_whole:
+            elif smallest < current and not is_full:
                 continue
             # One micro-batch can need less memory than two, whose gradients are summed.
             if change and fits(change):
@@ -55,11 +55,11 @@ def largest_micro_batch(
     config: ConfigDict, make_shapes: MakeShapes, memory: float, report: Report
 ) -> dict:
     """The change to the largest micro-batch with which a run that fits still does, {} if none."""
-    known = {(name, ""): True for name in WITHOUT_MICRO}
-    return _with_largest(config, {}, _tester(config, make_shapes, memory, report, known))
+    known = {(name, ""): True for name in NO_MICRO_BATCH}
+    return _with_largest(config, {}, _make_fits(config, make_shapes, memory, report, known))
 
 
-def _tester(
+def _make_fits(
     config: ConfigDict, make_shapes: MakeShapes, memory: float, report: Report, known: dict
 ) -> Callable[[dict], bool]:
     """A function that tells whether a run with a change of the config fits.
@@ -74,13 +74,13 @@ def _tester(
         except InputError:  # the batches do not divide over the mesh
             return False
         resident = _resident(shapes)
-        flags = format_change({name: v for name, v in change.items() if name != MICRO})
+        flags = format_change({name: v for name, v in change.items() if name != MICRO_BATCH})
 
         def step_fits(name: str) -> bool:
             if (name, flags) in known:
                 return known[name, flags]
             result = measure_step(shapes.steps[name], resident, memory, shapes.mesh.size)["fits"]
-            if name in WITHOUT_MICRO:
+            if name in NO_MICRO_BATCH:
                 known[name, flags] = result
             return result
 
@@ -95,7 +95,7 @@ def holds_models(config: ConfigDict, make_shapes: MakeShapes, memory: float) -> 
     for change in _changes(config):
         for size in _micro_batches(config, change)[0][:1]:
             with contextlib.suppress(InputError):  # the batches do not divide over the mesh
-                if _resident(make_shapes(changed(config, change | {MICRO: size}))) <= memory:
+                if _resident(make_shapes(changed(config, change | {MICRO_BATCH: size}))) <= memory:
                     return True
     return False
 
@@ -122,10 +122,10 @@ def _changes(config: ConfigDict) -> Iterator[dict]:
     dtypes = {"model.dtype": config.model.dtype, "inference_dtype": config.get("inference_dtype")}
     options |= {n: ["bfloat16"] for n, dtype in dtypes.items() if dtype == "float32"}
     devices, mesh = jax.device_count(), sharding.make_mesh(config.mesh)
-    present = tuple(mesh.shape.values())
+    current = tuple(mesh.shape.values())
     tensors = (n for n in range(1, devices + 1) if devices % n == 0 and n & (n - 1) == 0)
     shapes = [(1, devices // n, n) for n in tensors]
-    meshes = [",".join(map(str, shape)) for shape in shapes if shape != present]
+    meshes = [",".join(map(str, shape)) for shape in shapes if shape != current]
     options |= {"mesh": meshes} if meshes else {}
     if config.lora.rank and config.lora.base_dtype == "float32":
         options["lora.base_dtype"] = ["bfloat16", "int8", "nf4"]
@@ -143,10 +143,10 @@ def _changes(config: ConfigDict) -> Iterator[dict]:
 def _micro_batches(config: ConfigDict, change: dict) -> tuple[list[int], int]:
     """Sizes of a micro-batch that fit batch and mesh, ascending, and the present size."""
     mesh = sharding.make_mesh(change.get("mesh", config.mesh))
-    whole = config.get("minibatch_size") or config.batch_size
+    batch = config.get("minibatch_size") or config.batch_size
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
-    sizes = [n for n in range(shards, whole + 1, shards) if whole % n == 0]
-    return sizes, config[MICRO] or whole
+    sizes = [n for n in range(shards, batch + 1, shards) if batch % n == 0]
+    return sizes, config[MICRO_BATCH] or batch
 
 
 def _with_largest(
@@ -156,10 +156,10 @@ def _with_largest(
 
     The present size must fit; with ``below`` it does not fit, but the smallest size does.
     """
-    sizes, present = _micro_batches(config, change)
-    sizes = [n for n in sizes if (n < present if below else n >= present)]
+    sizes, current = _micro_batches(config, change)
+    sizes = [n for n in sizes if (n < current if below else n >= current)]
     low, high = 0, len(sizes)
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if fits(change | {MICRO: sizes[middle]}) else (low, middle)
-    return change if not sizes or sizes[low] == present else change | {MICRO: sizes[low]}
+        low, high = (middle, high) if fits(change | {MICRO_BATCH: sizes[middle]}) else (low, middle)
+    return change if not sizes or sizes[low] == current else change | {MICRO_BATCH: sizes[low]}

@@ -67,8 +67,8 @@ def branches(conditional: Instruction) -> list[str]:
     names = re.search(r"branch_computations=\{([^}]*)\}", conditional.attributes)
     if names:
         return re.findall(r"%?([\w.-]+)", names[1])
-    both = (conditional.attribute(f"{branch}_computation") for branch in ("true", "false"))
-    return [name for name in both if name]
+    pair = (conditional.attribute(f"{branch}_computation") for branch in ("true", "false"))
+    return [name for name in pair if name]
 
 
 def root_of(computation: Computation) -> Instruction:
@@ -79,11 +79,11 @@ def parse(text: str) -> tuple[dict[str, Computation], str]:
     """The instructions of every computation of a module, and the name of its entry."""
     computations, entry, name = {}, "", ""
     for line in text.splitlines():
-        head = re.match(r"(ENTRY )?%?([\w.-]+) \(.*\{$", line)
-        if head:
-            name = head[2]
+        header = re.match(r"(ENTRY )?%?([\w.-]+) \(.*\{$", line)
+        if header:
+            name = header[2]
             computations[name] = {}
-            entry = name if head[1] else entry
+            entry = name if header[1] else entry
         elif line == "}":
             name = ""
         elif name and (instruction := parse_instruction(line)):

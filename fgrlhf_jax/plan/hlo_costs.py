@@ -38,14 +38,14 @@ class Costs(NamedTuple):
 
 def count(
     module: tuple[dict[str, Computation], str],
-    rounds: Mapping[str, float] = MappingProxyType({}),
+    trips: Mapping[str, float] = MappingProxyType({}),
     halved: Names | None = None,
 ) -> Costs:
     """Costs of a program; of a conditional only the branch with the most FLOPs.
 
     Args:
       module: from ``hlo.parse``.
-      rounds: iterations of loops whose number the compiler does not know, by a part of their
+      trips: iterations of loops whose number the compiler does not know, by a part of their
         ``op_name``, which contains ``jax.named_scope``; the first match counts.
       halved: arrays that count half the bytes of their dtype, see ``emulation``.
     """
@@ -75,9 +75,9 @@ def count(
                 target = re.search(r'custom_call_target="([^"]*)"', i.attributes)
                 notes[f"custom call {target[1] if target else i.name} is not counted"] = None
         kind = i.opcode.removesuffix("-start")
-        if kind in SENT:
+        if kind in LINK_BYTES:
             sizes = [size(name) for name in i.operands]
-            return np.array([0.0, 0.0, SENT[kind](sum(sizes), group_size(i.attributes))])
+            return np.array([0.0, 0.0, LINK_BYTES[kind](sum(sizes), group_size(i.attributes))])
         called = map(i.attribute, ("calls", "to_apply"))
         return sum((total(computation) for computation in called if computation), np.zeros(3))
 
@@ -86,7 +86,7 @@ def count(
         if known:
             return int(known[1])
         label = re.search(r'op_name="([^"]*)"', loop.attributes)
-        for part, number in rounds.items():
+        for part, number in trips.items():
             if part in (label[1] if label else ""):
                 early = f"a loop that may end early is counted with all its {number:g} rounds"
                 notes[f"{part.split('/')[0]} {number:g} times" if part else early] = None
@@ -98,7 +98,7 @@ def count(
 
 
 # Bytes that one device in a group of n sends, from the bytes of its operands.
-SENT = {
+LINK_BYTES = {
     "all-gather": lambda size, n: size * (n - 1),
     "reduce-scatter": lambda size, n: size * (n - 1) / n,
     "all-to-all": lambda size, n: size * (n - 1) / n,

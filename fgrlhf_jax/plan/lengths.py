@@ -12,7 +12,7 @@ from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.ppo import micro_batches
 from fgrlhf_jax.ppo.algorithm import PPOSettings
 
-DRAWS = 32  # batches over which the micro-batches are averaged
+NUM_DRAWS = 32  # batches over which the micro-batches are averaged
 
 
 class Lengths(NamedTuple):
@@ -32,32 +32,32 @@ class Lengths(NamedTuple):
         return Lengths(self.prompts[short], np.clip(self.responses[short], 1, max_response))
 
     def draw(self, rows: int) -> list["Lengths"]:
-        """``DRAWS`` random batches of ``rows`` rows, the same in every call."""
+        """``NUM_DRAWS`` random batches of ``rows`` rows, the same in every call."""
         rng = np.random.default_rng(0)
-        picks = (rng.integers(len(self.prompts), size=rows) for _ in range(DRAWS))
+        picks = (rng.integers(len(self.prompts), size=rows) for _ in range(NUM_DRAWS))
         return [Lengths(self.prompts[pick], self.responses[pick]) for pick in picks]
 
 
-def rounds(lengths: Lengths, rows: int, settings: PPOSettings, mesh: Mesh) -> dict[str, float]:
+def mean_trips(lengths: Lengths, rows: int, settings: PPOSettings, mesh: Mesh) -> dict[str, float]:
     """Mean number of micro-batches per width, over random rollouts of ``rows`` rows.
 
-    Returns the argument ``rounds`` of ``hlo_costs.count``: names of loops -> their iterations.
+    Returns the argument ``trips`` of ``hlo_costs.count``: names of loops -> their iterations.
     """
     with jax.set_mesh(mesh):
         counts = [
-            micro_batches.count_micro_batches(drawn.prompts + drawn.responses, settings)
-            for drawn in lengths.draw(rows)
+            micro_batches.count_micro_batches(batch.prompts + batch.responses, settings)
+            for batch in lengths.draw(rows)
         ]
     means = {width: float(np.mean([count[width] for count in counts])) for width in counts[0]}
     return {f"{micro_batches.scope(width)}/while": mean for width, mean in means.items()}
 
 
-def made_up_demonstration(prompt: int, response: int) -> Demonstration:
+def dummy_demonstration(prompt: int, response: int) -> Demonstration:
     """A row with ``prompt`` and ``response`` tokens."""
     return Demonstration(np.zeros(prompt + response, np.int32), prompt)
 
 
-def made_up_pair(common: int, edited: int, original: int) -> Pair:
+def dummy_pair(common: int, edited: int, original: int) -> Pair:
     """Two responses with ``common`` first tokens in common and no common tokens after them."""
     columns_i, columns_j = (np.arange(common + n, dtype=np.int32) for n in (edited, original))
     start = max(common, 1)

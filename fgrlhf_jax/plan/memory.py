@@ -76,7 +76,7 @@ def measure_step(step: Step, resident: int, memory: float, devices: int) -> dict
     sizes, module = compiled.memory_analysis(), hlo.parse(compiled.as_text())
     halved = emulation.emulated(*module)
     narrow, wide = (emulation.peak_bytes(*module, halved=names) for names in (halved, {}))
-    count = hlo_costs.count(module, step.rounds, halved)
+    count = hlo_costs.count(module, step.trips, halved)
     parts = {
         "arguments": sizes.argument_size_in_bytes,
         "temporaries": sizes.temp_size_in_bytes - (wide - narrow),
@@ -96,17 +96,17 @@ def measure_step(step: Step, resident: int, memory: float, devices: int) -> dict
     }
 
 
-def _stages(step: Step, module, halved, count: hlo_costs.Costs, ends: int) -> dict[str, dict]:
+def _stages(step: Step, module, halved, count: hlo_costs.Costs, io_bytes: int) -> dict[str, dict]:
     """FLOPs and bytes per stage, averaged over updates.
 
-    Elementwise operations are assumed to be fused with products. ``ends`` are the bytes of the
+    Elementwise operations are assumed to be fused with products. ``io_bytes`` are the bytes of the
     arguments and outputs, each read or written at least once.
     """
     costs = {step.stages[-1]: np.array(count[:3])}
     if len(step.stages) == 2:  # before and inside the loop
-        once = hlo_costs.count(module, dict.fromkeys(step.rounds, 0), halved)
+        once = hlo_costs.count(module, dict.fromkeys(step.trips, 0), halved)
         costs = dict(zip(step.stages, (once[:3], np.subtract(count[:3], once[:3])), strict=True))
-    costs[step.stages[0]] += np.array([0, ends, 0])
+    costs[step.stages[0]] += np.array([0, io_bytes, 0])
     names = ("flops", "memory_bytes", "link_bytes")
     return {
         stage: dict(zip(names, map(float, step.share * c), strict=True))

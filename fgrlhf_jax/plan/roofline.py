@@ -6,7 +6,7 @@ the slowest of the three, and their sum if nothing overlaps.
 
 from fgrlhf_jax.runtime.accelerators import ACCELERATORS
 
-ASIDE = ("evaluate",)  # stages that are not part of every step
+NOT_IN_STEP = ("evaluate",)  # stages that are not part of every step
 
 
 def roofline(plan: dict, device: str, efficiency: float) -> dict:
@@ -27,7 +27,7 @@ def roofline(plan: dict, device: str, efficiency: float) -> dict:
             }
             binds = max(seconds, key=seconds.get)
             stages[name] = costs | seconds | {"bound": seconds[binds], "binds": binds}
-    parts = [stage for name, stage in stages.items() if name not in ASIDE]
+    parts = [stage for name, stage in stages.items() if name not in NOT_IN_STEP]
     return {
         "device": device,
         "efficiency": efficiency,
@@ -49,13 +49,13 @@ def format_roofline(roof: dict, devices: int) -> str:
         "bound by  compute/links",
     ]
     for name, s in roof["stages"].items():
-        cover = f"{s['compute'] / s['links']:.2f}" if s["links"] else ""
-        cover = cover if s["compute"] < 100 * s["links"] else ">100"
-        share = "" if name in ASIDE else f"{s['bound'] / roof['overlapped']:.0%}"
+        ratio = f"{s['compute'] / s['links']:.2f}" if s["links"] else ""
+        ratio = ratio if s["compute"] < 100 * s["links"] else ">100"
+        share = "" if name in NOT_IN_STEP else f"{s['bound'] / roof['overlapped']:.0%}"
         lines.append(
             f"{name:14}{s['flops'] / 1e12:10.1f}{s['memory_bytes'] / 1e9:12.1f}"
             f"{s['link_bytes'] / 1e9:11.1f}{s['compute']:12.3f}{s['memory']:11.3f}"
-            f"{s['links']:10.3f}{s['bound']:12.3f}{share:>8}  {s['binds']:10}{cover}"
+            f"{s['links']:10.3f}{s['bound']:12.3f}{share:>8}  {s['binds']:10}{ratio}"
         )
     return "\n".join(
         [

@@ -18,8 +18,7 @@ from fgrlhf_jax.data.pairs import Pair
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import heads, hf_load, llama, lora
 from fgrlhf_jax.models.sizes import SIZES
-from fgrlhf_jax.plan.lengths import Lengths, made_up_pair
-from fgrlhf_jax.plan.lengths import rounds as mean_rounds
+from fgrlhf_jax.plan.lengths import Lengths, dummy_pair, mean_trips
 from fgrlhf_jax.ppo import micro_batches
 from fgrlhf_jax.ppo import programs as ppo_programs
 from fgrlhf_jax.ppo.algorithm import PPOSettings
@@ -44,7 +43,7 @@ class Step(NamedTuple):
     resident: object  # models and optimizer state among its arguments
     flops: float  # of the model, over all devices
     stages: tuple[str, ...]  # one stage, or two: before and inside its loop
-    rounds: Mapping[str, float] = MappingProxyType({})  # see hlo_costs.count
+    trips: Mapping[str, float] = MappingProxyType({})  # see hlo_costs.count
     share: float = 1.0  # share of the updates that run this program
 
 
@@ -115,7 +114,7 @@ def ppo_shapes(config: ConfigDict, lengths: Lengths | None = None) -> RunShapes:
     optimizer, _ = ppo_programs.make_optimizer(config)
     options = {"ends": (0,), "prompt_widths": prompt_widths, "widths": widths}
     programs = ppo_programs.make(config, architectures, mesh, optimizer, **options)
-    programs["score_rollout"] = learned_from(programs["score_rollout"])
+    programs["score_rollout"] = training_only(programs["score_rollout"])
     settings = PPOSettings.from_config(config, widths)
     state = programs["update"].arguments[0]
     params, frozen = programs["score_rollout"].arguments[:2]
@@ -126,12 +125,12 @@ def ppo_shapes(config: ConfigDict, lengths: Lengths | None = None) -> RunShapes:
         imitated=config.ptx_weight and [np.full(config.ppo_epochs * B, n) for n in (P, T)],
     )
     flops = {name: total * B / len(prompts) for name, total in flops.items()}
-    rounds: dict[str, dict] = {"score_rollout": {}, "update": {}}
+    trips: dict[str, dict] = {"score_rollout": {}, "update": {}}
     if len(widths) > 1:
         sizes = {"score_rollout": B, "update": config.minibatch_size}
-        rounds = {n: mean_rounds(lengths, rows, settings, mesh) for n, rows in sizes.items()}
-    has_own = architectures.lora and architectures.critic  # on a reward model's weights
-    critic_base = first_backbone(frozen.reward_model) if has_own else {}
+        trips = {n: mean_trips(lengths, rows, settings, mesh) for n, rows in sizes.items()}
+    adapts_critic = architectures.lora and architectures.critic  # on a reward model's weights
+    critic_base = first_backbone(frozen.reward_model) if adapts_critic else {}
     resident = {
         "generate": (),
         "score_rollout": (params, frozen),
@@ -141,7 +140,7 @@ def ppo_shapes(config: ConfigDict, lengths: Lengths | None = None) -> RunShapes:
         name: Step(lambda name=name: programs[name].lower().compile(), resident[name], *values)
         for name, values in {
             "generate": (flops["generate"], ("prefill", "decode"), {"": T - 1}),
-            **{name: (flops[name], (name,), rounds[name]) for name in ("score_rollout", "update")},
+            **{name: (flops[name], (name,), trips[name]) for name in ("score_rollout", "update")},
         }.items()
     }
     cache = cache_bytes(cfg, programs["generate"].mesh, B, S, int8=config.sampling.int8_cache)
@@ -150,7 +149,7 @@ def ppo_shapes(config: ConfigDict, lengths: Lengths | None = None) -> RunShapes:
     return RunShapes(mesh, models, state.opt_state, cache, steps)
 
 
-def learned_from(score_rollout: ppo_programs.Program) -> ppo_programs.Program:
+def training_only(score_rollout: ppo_programs.Program) -> ppo_programs.Program:
     """``score_rollout`` without its branch for rollouts that no update follows."""
     *first, _, prompt, mask, sampled = score_rollout.arguments
 
@@ -166,8 +165,8 @@ def cache_bytes(cfg: llama.LlamaConfig, mesh: Mesh, rows: int, columns: int, *, 
     tensor = mesh.shape["tensor"]
     heads = cfg.num_kv_heads // tensor if cfg.num_kv_heads % tensor == 0 else cfg.num_kv_heads
     size = np.dtype(jax.numpy.dtype(cfg.dtype)).itemsize
-    of_head = cfg.head_dim + 4 if int8 else cfg.head_dim * size  # int8 with a float32 scale
-    return 2 * cfg.num_layers * rows * columns * heads * of_head
+    head_bytes = cfg.head_dim + 4 if int8 else cfg.head_dim * size  # int8 with a float32 scale
+    return 2 * cfg.num_layers * rows * columns * heads * head_bytes
 
 
 def reward_model_shapes(config: ConfigDict, rows: Sequence[Pair] = ()) -> RunShapes:
@@ -179,7 +178,7 @@ def reward_model_shapes(config: ConfigDict, rows: Sequence[Pair] = ()) -> RunSha
     mesh = setup.make_mesh(config)
     cfg, length = supervised_model_config(config)
     model = make_module(cfg, config.loss, config.model.head)
-    rows = rows or [made_up_pair(0, length, length)] * config.batch_size
+    rows = rows or [dummy_pair(0, length, length)] * config.batch_size
     buckets = choose_buckets([pair.length for pair in rows], config.data.buckets)
     kinds = {"edits": list(rows)}
     trainer = make_trainer(config, mesh, model, kinds, kinds, buckets)
@@ -194,7 +193,7 @@ def dpo_shapes(config: ConfigDict, rows: Sequence[Pair] = ()) -> RunShapes:
     """
     mesh, config = setup.make_mesh(config), dpo.supervised_config(config)
     cfg, length = supervised_model_config(config)
-    rows = rows or [made_up_pair(0, length, length)] * config.batch_size
+    rows = rows or [dummy_pair(0, length, length)] * config.batch_size
     buckets = choose_buckets([pair.length for pair in rows], config.data.buckets)
     trainer = dpo.make_trainer(config, mesh, heads.CausalLM(cfg), list(rows), [], buckets)
     return supervised_shapes(trainer, "policy")
@@ -233,27 +232,27 @@ def supervised_shapes(trainer: SupervisedTrainer, name: str) -> RunShapes:
         share = len(batches) / len(epoch)
         step_name = "train" if share == 1 else f"train_{width}"
         steps[step_name] = Step(
-            functools.partial(trainer.compile, on_mesh(batches[0], mesh, axis=1)),
+            functools.partial(trainer.compile, abstract_batch(batches[0], mesh, axis=1)),
             (state, trainer.frozen),
             trainer.passes * float(np.mean([*map(trainer.flops, batches)])),
             (step_name,),
             share=share,
         )
     longest = max(trainer.train, key=lambda row: row.length)
-    held_out = trainer.pad([longest] * trainer.predictor.batch_size, trainer.buckets[-1])
-    whole = lora.join(trainer.frozen, trainer.params)
+    eval_batch = trainer.pad([longest] * trainer.predictor.batch_size, trainer.buckets[-1])
+    params = lora.join(trainer.frozen, trainer.params)
 
     def compile_evaluation():
         with jax.set_mesh(mesh):
-            return trainer.predictor.step.lower(whole, on_mesh(held_out, mesh)).compile()
+            return trainer.predictor.step.lower(params, abstract_batch(eval_batch, mesh)).compile()
 
-    flops = float(trainer.flops(held_out))
-    steps["evaluate"] = Step(compile_evaluation, whole, flops, ("evaluate",))
+    flops = float(trainer.flops(eval_batch))
+    steps["evaluate"] = Step(compile_evaluation, params, flops, ("evaluate",))
     models = {name: state.params} | ({"base": trainer.frozen} if trainer.frozen else {})
     return RunShapes(mesh, models, state.opt_state, 0, steps)
 
 
-def on_mesh(batch: dict, mesh: Mesh, axis: int = 0) -> dict:
+def abstract_batch(batch: dict, mesh: Mesh, axis: int = 0) -> dict:
     """The abstract arrays of a host batch, with rows sharded over the mesh."""
     rows = sharding.batch_sharding(mesh, axis)
     return {n: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows) for n, x in batch.items()}

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from fgrlhf_jax.report.html import ASSETS, ENVIRONMENT
 
-_CUT = 2.5  # least ratio of axis lengths, with and without a curve, to let the curve run off
+_OUTLIER_RATIO = 2.5  # least ratio of axis lengths with and without a curve to let it run off
 
 
 class Line(NamedTuple):
@@ -59,15 +59,15 @@ def draw_lines(
         for shape in shapes:
             shape["points"][0]["kind"], shape["points"][-1]["kind"] = "start", "end"
     beyond: dict[str, list] = {}
-    for out, axis, name, cut in ((x_out, 0, x, cut_x), (y_out, 1, y, cut_y)):
-        if out is not None:
-            line, points = drawn[out]
+    for index, axis, name, cut in ((x_out, 0, x, cut_x), (y_out, 1, y, cut_y)):
+        if index is not None:
+            line, points = drawn[index]
             farthest = (max if cut == "high" else min)(p[axis] for p in points)
-            text = f"{name.split(',')[0]} {_text(farthest, 3)}"
+            text = f"{name.split(',')[0]} {_format(farthest, 3)}"
             beyond.setdefault(line.label, []).append(text)
     return ENVIRONMENT.get_template(f"{ASSETS}/charts.html").module.lines(
-        x_ticks=[(to_x(tick), _text(tick)) for tick in ticks(x_low, x_high)],
-        y_ticks=[(to_y(tick), _text(tick)) for tick in ticks(y_low, y_high)],
+        x_ticks=[(to_x(tick), _format(tick)) for tick in ticks(x_low, x_high)],
+        y_ticks=[(to_y(tick), _format(tick)) for tick in ticks(y_low, y_high)],
         x_label=x,
         y_label=y,
         curves=shapes,
@@ -103,7 +103,7 @@ def draw_dots(rows: Sequence[Dot], *, x: str, marks: Sequence[tuple[float, str]]
             }
             for row in rows
         ],
-        ticks=[(to_x(tick), _text(tick)) for tick in ticks(low, high)],
+        ticks=[(to_x(tick), _format(tick)) for tick in ticks(low, high)],
         marks=[(to_x(value), label) for value, label in marks],
         x_label=x,
     )
@@ -130,15 +130,15 @@ def axis_limits(columns: list[list[float]], cut: str = "") -> tuple[float, float
         return min(values), max(values)
 
     low, high = span(columns)
-    out = None
+    outlier = None
     if len(columns) > 2 and cut:
         side = max if cut == "high" else min
         farthest = columns.index(side(columns, key=side))
         rest = span([column for k, column in enumerate(columns) if k != farthest])
-        if 0 < rest[1] - rest[0] < (high - low) / _CUT:
-            out, (low, high) = farthest, rest
+        if 0 < rest[1] - rest[0] < (high - low) / _OUTLIER_RATIO:
+            outlier, (low, high) = farthest, rest
     margin = 0.04 * (high - low) or 0.5
-    return (low if low == 0 else low - margin), high + margin, out
+    return (low if low == 0 else low - margin), high + margin, outlier
 
 
 def _points(line: Line) -> list[tuple[float, float, float]]:
@@ -174,5 +174,5 @@ def _path(points: Sequence[tuple[float, float]]) -> str:
     return "M" + "L".join(f"{x} {y}" for x, y in points)
 
 
-def _text(value: float, digits: int = 6) -> str:
+def _format(value: float, digits: int = 6) -> str:
     return f"{value:.{digits}g}".replace("-", "−") if abs(value) > 1e-9 else "0"

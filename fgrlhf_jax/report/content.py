@@ -19,7 +19,7 @@ from fgrlhf_jax.functional import win_rate
 from fgrlhf_jax.functional.win_rate import mean_and_error, mean_over_seeds
 from fgrlhf_jax.report import corrections, speed, verdict
 
-_COPIED = (
+_COPIED_KEYS = (
     *("title", "judge", "seeds", "test_prompts"),
     *("heatmaps", "samples", "seconds", "commands", "config", "about"),
 )
@@ -63,17 +63,17 @@ def build_report(study: dict) -> dict:
         "gold_target_arm": baseline,
         "curves": {
             n: _mean_curve(c)
-            | {"reward_length_correlation": _of_runs(arms[n]["runs"], "length_correlation")}
+            | {"reward_length_correlation": _mean_of_runs(arms[n]["runs"], "length_correlation")}
             for n, c in trained.items()
         },
-        **{key: study[key] for key in _COPIED},
+        **{key: study[key] for key in _COPIED_KEYS},
     }
     report["corrections"] = corrections.compare_arms(arms, report["table1"])
     # The oracle's rewards are not available in practice: such arms are never recommended.
     rows = {n: row for n, row in report["table1"].items() if not arms[n].get("oracle")}
     report["recommendation"] = verdict.recommend(report["differences"], rows)
     report["answer"] = verdict.answer_questions(report)
-    return _plain(report)
+    return _to_plain(report)
 
 
 def to_json(report: dict) -> str:
@@ -116,7 +116,7 @@ def _mean_of_seeds(sets: list[dict], key: str) -> tuple[float | None, float | No
 
 
 def _table1_row(runs: list[dict]) -> dict:
-    row = {key: _of_runs(runs, key) for key in ("correction_accuracy", "kl", "seconds")}
+    row = {key: _mean_of_runs(runs, key) for key in ("correction_accuracy", "kl", "seconds")}
     for decoding, prefix in zip(verdict.DECODINGS, ("", "greedy_"), strict=True):
         sets = [run[decoding] for run in runs]
         row[f"{prefix}win_rate"], row[f"{prefix}se"] = _mean_of_seeds(sets, "outcome")
@@ -124,7 +124,7 @@ def _table1_row(runs: list[dict]) -> dict:
         row[f"{prefix}length"], _ = _mean_of_seeds(sets, "lengths")
         strict, _ = _mean_of_seeds(sets, "outcome_greedy_start")
         row[f"{prefix}win_rate_greedy_start"] = strict
-        row[f"{prefix}unfinished"] = _of_runs(sets, "unfinished")
+        row[f"{prefix}unfinished"] = _mean_of_runs(sets, "unfinished")
     return row | {
         "correction_se": corrections.measure_arm(runs)["sampled"]["se"],
         "n": len(runs[0]["sampled"]["outcome"]),
@@ -133,7 +133,7 @@ def _table1_row(runs: list[dict]) -> dict:
     }
 
 
-def _of_runs(runs: list[dict], key: str) -> float | None:
+def _mean_of_runs(runs: list[dict], key: str) -> float | None:
     return mean_over_seeds([run.get(key) for run in runs])["mean"]
 
 
@@ -144,9 +144,9 @@ def _accuracies(runs: list[dict]) -> dict:
         tables = [run[test_set] for run in runs if test_set in run]
         if test_set == "auroc" or len(tables) < len(runs):
             continue
-        over = corrections.combine_seeds([(table["accuracy"], table["se"]) for table in tables])
-        row[test_set] = {"accuracy": over["mean"], "se": over["se"], "n": tables[0]["n"]}
-    return row | {"auroc": _of_runs(runs, "auroc")}
+        mean = corrections.combine_seeds([(table["accuracy"], table["se"]) for table in tables])
+        row[test_set] = {"accuracy": mean["mean"], "se": mean["se"], "n": tables[0]["n"]}
+    return row | {"auroc": _mean_of_runs(runs, "auroc")}
 
 
 def _mean_curve(curves: list[list[dict]]) -> dict:
@@ -155,9 +155,9 @@ def _mean_curve(curves: list[list[dict]]) -> dict:
     steps = sorted(set.intersection(*map(set, by_step)))
     columns = {"seeds": len(curves), "step": steps}
     for field in CURVES:
-        over = [mean_over_seeds([points[step].get(field) for points in by_step]) for step in steps]
-        columns[field] = [o["mean"] for o in over]
-        columns[f"{field}_se"] = [o["se"] for o in over]
+        means = [mean_over_seeds([points[step].get(field) for points in by_step]) for step in steps]
+        columns[field] = [mean["mean"] for mean in means]
+        columns[f"{field}_se"] = [mean["se"] for mean in means]
     return columns
 
 
@@ -201,12 +201,12 @@ def _by_record(run: dict, decoding: str) -> list[float]:
     return ((run.get("corrections") or {}).get("by_record") or {}).get(decoding, [])
 
 
-def _plain(value):
+def _to_plain(value):
     """Converts a value to plain JSON types; numbers that are not finite become null."""
     if isinstance(value, dict):
-        return {str(key): _plain(inner) for key, inner in value.items()}
+        return {str(key): _to_plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
+        return [_to_plain(inner) for inner in value]
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):

@@ -38,15 +38,15 @@ def compare_arms(arms: Mapping[str, Mapping], table1: Mapping[str, Mapping]) -> 
 def measure_arm(runs: Sequence[Mapping]) -> dict:
     """The row of one arm in the result of :func:`compare_arms`."""
     row = {}
-    for name, within in _FIGURES.items():
+    for name, path in _FIGURES.items():
         parts = [run.get("corrections") or {} for run in runs]
-        for key in (*within, name):
+        for key in (*path, name):
             parts = [part.get(key) or {} for part in parts]
         row[name] = combine_seeds([(part.get("mean"), part.get("se")) for part in parts])
     for decoding in DECODINGS:
         words = [run[decoding].get("words_to_change") or [] for run in runs]
-        errors_of_runs = [mean_and_error(each) if each else (None, None) for each in words]
-        row[f"words_{decoding}"] = combine_seeds(errors_of_runs)
+        seeds = [mean_and_error(counts) if counts else (None, None) for counts in words]
+        row[f"words_{decoding}"] = combine_seeds(seeds)
         parts = [(run.get("fluency") or {}).get(decoding) or {} for run in runs]
         row[f"fluency_{decoding}"] = combine_seeds([(p.get("mean"), p.get("se")) for p in parts])
     return row
@@ -54,5 +54,5 @@ def measure_arm(runs: Sequence[Mapping]) -> dict:
 
 def combine_seeds(runs: Sequence[tuple[float | None, float | None]]) -> dict[str, float | None]:
     """Combines (mean, error) of each seed; the error over seeds, or that of a single seed."""
-    over = mean_over_seeds([mean for mean, _ in runs])
-    return {"mean": over["mean"], "se": runs[0][1] if len(runs) == 1 else over["se"]}
+    combined = mean_over_seeds([mean for mean, _ in runs])
+    return {"mean": combined["mean"], "se": runs[0][1] if len(runs) == 1 else combined["se"]}

@@ -83,7 +83,7 @@ def to_svg(rows: Sequence[Mapping]) -> str:
                 width = len(token["text"])
                 if at and at + width > columns:
                     lines, at = lines + 1, 0
-                red, green, blue = _ground(token["strength"])
+                red, green, blue = _background(token["strength"])
                 shapes.append(
                     f'<rect x="{20 + at * column:g}" y="{lines * line - 16}" rx="3" height="22" '
                     f'width="{width * column:g}" fill="rgb({red},{green},{blue})"/>'
@@ -126,15 +126,15 @@ def _side(side: Mapping, limit: float) -> dict:
     }
 
 
-def _ground(strength: float) -> list[int]:
+def _background(strength: float) -> list[int]:
     """Background colour of a token: red, green and blue in 0 to 255."""
     end = _GREEN if strength > 0 else _RED
     return [round(p + abs(strength) * (e - p)) for p, e in zip(_PAPER, end, strict=True)]
 
 
 def _ansi(token: Mapping, style: str) -> str:
-    ground = _ground(token["strength"])
+    background = _background(token["strength"])
     line = {"removed": ";9", "added": ";4"}[style] if token["changed"] else ""
-    codes = f"\x1b[30;48;2;{ground[0]};{ground[1]};{ground[2]}{line}m"
+    codes = f"\x1b[30;48;2;{background[0]};{background[1]};{background[2]}{line}m"
     # Reset at line breaks: otherwise the background fills the rest of the line.
     return codes + token["text"].replace("\n", f"\x1b[0m\n{codes}") + "\x1b[0m"

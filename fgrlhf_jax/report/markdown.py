@@ -22,7 +22,7 @@ def to_markdown(report: dict) -> str:
         if section.key == "stages":
             lines += _heatmaps(report)
         lines += [f"## {_escape(section.title)}", "", _escape(section.text), ""]
-        lines += [*_pipes(section.head, section.rows), ""]
+        lines += [*_table(section.head, section.rows), ""]
     commands = "\n".join(f"# {stage}\n{c}" for stage, c in report["commands"].items())
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", commands)), default=0))
     return "\n".join([*lines, f"{fence}bash", commands, fence, ""])
@@ -41,16 +41,16 @@ def _heatmaps(report: dict) -> list[str]:
             labels = [report["labels"]["reward_models"].get(name, name) for name in names]
             rewards = [item["by"][name]["rewards"] for name in names]
             rows = [
-                [token, *(number(reward, digits=2) for reward in of_models)]
-                for token, *of_models in zip(tokens, *rewards, strict=True)
+                [token, *(number(reward, digits=2) for reward in values)]
+                for token, *values in zip(tokens, *rewards, strict=True)
             ]
-            lines += [*_pipes(["Token", *labels], rows[:MAX_TOKENS]), ""]
+            lines += [*_table(["Token", *labels], rows[:MAX_TOKENS]), ""]
             if len(rows) > MAX_TOKENS:
                 lines += [f"… and {len(rows) - MAX_TOKENS} more tokens.", ""]
     return lines
 
 
-def _pipes(head: list[str], rows: list[list[str]]) -> list[str]:
+def _table(head: list[str], rows: list[list[str]]) -> list[str]:
     rule = ["---", *["--:"] * (len(head) - 1)]
     table = [[_escape(cell) for cell in row] for row in (head, *rows)]
     return [f"| {' | '.join(row)} |" for row in (table[0], rule, *table[1:])]

@@ -13,7 +13,7 @@ from fgrlhf_jax.report.html import ASSETS, CHART_COLOURS, HARMLESS, render_page
 from fgrlhf_jax.report.tables import number, recommendation, sections, subtitle
 
 _COPIED = ("title", "about", "samples", "commands", "config", "judge")
-_NUMBERED = 40  # tokens; a longer response shows its rewards in tooltips and in print only
+_MAX_NUMBERED = 40  # tokens; a longer response shows its rewards in tooltips and in print only
 _OPEN_SAMPLES = 2
 # A number, its error and its unit stay on one line; words may wrap.
 _UNBROKEN = re.compile(r"(?<=[\d±=]) (?=[\d±%(])|(?<=T) (?==)|(?<=,) (?=[+−])")
@@ -95,7 +95,7 @@ def _heatmaps(report: dict) -> list[dict]:
                 "rewards": [float("nan") if r is None else r for r in side["rewards"]],
                 "changed": [False] * len(side["tokens"]),
             }
-            numbered = len(side["tokens"]) <= _NUMBERED
+            numbered = len(side["tokens"]) <= _MAX_NUMBERED
             rendered_side = heatmap.render_side(shown, limits[name], numbered=numbered)
             sides.append(rendered_side | {"limit": limits[name]})
         rendered.append({"prompt": item["prompt"], "gold": item["gold"], "sides": sides})

@@ -29,11 +29,11 @@ def time_arm(
     row = {"seeds": len(curves), "seconds_per_step": per_step}
     for name in CRITERIA:
         values = [_first_step(_steps(curve), _scores(curve), name, target) for curve in curves]
-        over = mean_over_seeds(values)
-        row[name], row[f"{name}_se"] = over["mean"], over["se"]
+        steps = mean_over_seeds(values)
+        row[name], row[f"{name}_se"] = steps["mean"], steps["se"]
         row[f"{name}_reached"] = sum(value is not None for value in values)
-        known = over["mean"] is not None and per_step is not None
-        row[name.replace("steps", "seconds")] = over["mean"] * per_step if known else None
+        known = steps["mean"] is not None and per_step is not None
+        row[name.replace("steps", "seconds")] = steps["mean"] * per_step if known else None
     return row
 
 
@@ -65,8 +65,8 @@ def compare_arms(
         columns = []
         for side in (first_runs, second_runs):
             rows = [
-                [*own, *([] if target is None else [_censored(steps, scores, names[-1], goal)])]
-                for steps, scores, own in side
+                [*shares, *([] if target is None else [_censored(steps, scores, names[-1], goal)])]
+                for steps, scores, shares in side
             ]
             columns.append(np.mean(rows, axis=0))
         return columns[0] - columns[1]
@@ -77,7 +77,7 @@ def compare_arms(
     return {
         "seeds": min(len(first), len(second)),
         "least_p": (1 + is_symmetric) / math.comb(len(runs), len(first)),
-        **{name: {"difference": d, "p": of_name} for name, d, of_name in tested},
+        **{name: {"difference": d, "p": p_value} for name, d, p_value in tested},
     }
 
 
@@ -90,8 +90,8 @@ def _scores(curve: list[dict]) -> np.ndarray:
 
 
 def _target(scores: list[np.ndarray]) -> float | None:
-    start = float(np.mean([of_seed[0] for of_seed in scores]))
-    best = float(min(of_seed.max() for of_seed in scores))
+    start = float(np.mean([seed_scores[0] for seed_scores in scores]))
+    best = float(min(seed_scores.max() for seed_scores in scores))
     return start + 0.8 * (best - start) if best > start else None
 
 
@@ -105,5 +105,5 @@ def _first_step(
 
 def _censored(steps: list[int], scores: np.ndarray, criterion: str, target: float | None) -> int:
     reached = _first_step(steps, scores, criterion, target)
-    between = steps[-1] - steps[-2] if len(steps) > 1 else 1
-    return steps[-1] + between if reached is None else reached
+    interval = steps[-1] - steps[-2] if len(steps) > 1 else 1
+    return steps[-1] + interval if reached is None else reached

@@ -27,7 +27,7 @@ class Section(NamedTuple):
 
 def sections(report: dict) -> list[Section]:
     """All sections that have rows, in display order."""
-    tables = (_table1, _differences, _corrections, _table2, _curves, _table3, _end, _stages)
+    tables = (_table1, _differences, _corrections, _table2, _curves, _table3, _final, _stages)
     return [section for section in (table(report) for table in tables) if section.rows]
 
 
@@ -65,7 +65,7 @@ def percent(mean: float | None, error: float | None = None, n: int = 0) -> str:
     return f"{100 * mean:.1f} %" if error is None else f"{100 * mean:.1f} ± {100 * error:.1f} %"
 
 
-_MORE_COLUMNS = {  # optional columns of Table 1: head, function that formats a cell, note
+_OPTIONAL_COLUMNS = {  # optional columns of Table 1: head, function that formats a cell, note
     "win_rate_greedy_start": (
         "Against greedy, T = 1",
         percent,
@@ -96,9 +96,9 @@ _MORE_COLUMNS = {  # optional columns of Table 1: head, function that formats a 
 
 def _table1(report: dict) -> Section:
     judge, table, count = report["judge"] or "judge", report["table1"], report["at_once"]
-    more = {
+    optional = {
         key: column
-        for key, column in _MORE_COLUMNS.items()
+        for key, column in _OPTIONAL_COLUMNS.items()
         if any(row[key] is not None for row in table.values())
         and ("greedy_start" not in key or report["config"].get("world.kind") == "fair")
     }
@@ -111,12 +111,12 @@ def _table1(report: dict) -> Section:
             number(row["greedy_gold"], row["greedy_gold_se"]),
             number(row["length"], digits=1),
             percent(row["unfinished"]),
-            *(write(row[key]) for key, (_, write, _) in more.items()),
+            *(format_cell(row[key]) for key, (_, format_cell, _) in optional.items()),
         ]
         for name, row in table.items()
     ]
     at_once = f"; up to {count} stages ran at once, so they are inexact" if count > 1 else ""
-    notes = [note.format(at_once=at_once) for _, _, note in more.values() if note]
+    notes = [note.format(at_once=at_once) for _, _, note in optional.values() if note]
     if {row["se_over"] for row in table.values()} == {"seeds", "prompts"}:
         notes.append("The ± of an arm with a single run is over prompts.")
     text = (
@@ -128,7 +128,7 @@ def _table1(report: dict) -> Section:
     )
     head = ["Arm", "Win rate, T = 1", "Win rate, greedy", f"{_capitalise(judge)}, T = 1"]
     head += [f"{_capitalise(judge)}, greedy", "Length", "Unfinished"]
-    head += [title for title, _, _ in more.values()]
+    head += [title for title, _, _ in optional.values()]
     title = "Table 1. Which arm aligns better?"
     return Section("table1", title, " ".join([text, *notes]), head, rows)
 
@@ -139,12 +139,12 @@ def _differences(report: dict) -> Section:
         [labels[pair["arm"]], labels[pair["against"]], *(describe(pair[d]) for d in DECODINGS)]
         for pair in report["differences"]
     ]
-    what, units = ("Win rate", "prompts") if report["judge"] else ("Correction accuracy", "edits")
+    metric, units = ("Win rate", "prompts") if report["judge"] else ("Correction accuracy", "edits")
     over = f"seeds, which all start from the same model, and {units}"
     if report["seeds"] == 1:
         over = f"the {units} of this one seed, so another seed may reverse it"
     text = (
-        f"{what} of “Arm” minus that of “Against”, in percentage points, paired by seed and "
+        f"{metric} of “Arm” minus that of “Against”, in percentage points, paired by seed and "
         f"{units[:-1]}, with its 95 % interval over {over}. “Arm” is better if the interval is "
         "above zero and worse if it is below. There is no correction for multiple comparisons."
     )
@@ -217,19 +217,19 @@ def _table2(report: dict) -> Section:
 
 def _table3(report: dict) -> Section:
     target, arm = report["gold_target"], report["gold_target_arm"]
-    goal, alone = f"{report['judge']} {number(target)}", report["at_once"] == 1
+    goal, is_serial = f"{report['judge']} {number(target)}", report["at_once"] == 1
     head = ["Arm", "Steps to 80 % of own gain", "Steps to 95 %", f"Steps to {goal}"]
-    if alone:
+    if is_serial:
         head += ["Seconds per step", "Seconds to 80 %", "Seconds to 95 %", f"Seconds to {goal}"]
     rows = []
     for name, row in report["table3"].items():
         cells = []
         for key in CRITERIA:
             reached = row[f"{key}_reached"]
-            only_some = row[key] is None and reached
+            is_partial = row[key] is None and reached
             cell = number(row[key], row[f"{key}_se"], digits=0)
-            cells.append(f"{reached} of {row['seeds']} seeds" if only_some else cell)
-        if alone:
+            cells.append(f"{reached} of {row['seeds']} seeds" if is_partial else cell)
+        if is_serial:
             seconds = (row[key.replace("steps", "seconds")] for key in CRITERIA)
             cells += [number(row["seconds_per_step"]), *(number(s, digits=1) for s in seconds)]
         rows.append([report["labels"]["arms"][name], *cells])
@@ -246,7 +246,7 @@ def _table3(report: dict) -> Section:
         f"score for every arm{source}. 0: reached at the start; {NONE}: no seed reaches it. The "
         "statements above come from a permutation test of whole curves, whose false-positive rate "
         f"over all goals is at most {100 * SIGNIFICANCE:.0f} %."
-        f"{'' if alone else ' Stages ran at once, so their seconds are not compared.'}"
+        f"{'' if is_serial else ' Stages ran at once, so their seconds are not compared.'}"
     )
     return Section("table3", "Table 3. Which arm is faster?", text, head, rows)
 
@@ -268,7 +268,7 @@ def _curves(report: dict) -> Section:
     return Section("curves", "Learning curves", text, head, rows)
 
 
-def _end(report: dict) -> Section:
+def _final(report: dict) -> Section:
     rows = []
     for name, curve in report["curves"].items():
         if not curve["step"]:

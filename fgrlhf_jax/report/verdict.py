@@ -115,14 +115,14 @@ def _better_lines(report: dict) -> list[dict]:
     known = {}
     for pair in report["differences"]:
         known[pair["arm"], pair["against"]] = [pair[decoding] for decoding in DECODINGS]
-        known[pair["against"], pair["arm"]] = [_turned(pair[decoding]) for decoding in DECODINGS]
-    by = "win_rate" if report["judge"] else "correction_accuracy"
-    others = sorted((arm for arm in table if arm != best), key=lambda arm: -(table[arm][by] or 0))
-    chosen = [*((best, rival) for rival in (*others[:2], "sft_edits", BASELINE, "sft"))]
-    chosen += [(TOKEN, rival) for rival in RIVALS]
+        known[pair["against"], pair["arm"]] = [_reversed(pair[decoding]) for decoding in DECODINGS]
+    key = "win_rate" if report["judge"] else "correction_accuracy"
+    others = sorted((arm for arm in table if arm != best), key=lambda arm: -(table[arm][key] or 0))
+    pairs = [*((best, rival) for rival in (*others[:2], "sft_edits", BASELINE, "sft"))]
+    pairs += [(TOKEN, rival) for rival in RIVALS]
     lines = []
-    for pair in dict.fromkeys(chosen):
-        if pair in known and pair[::-1] not in chosen[: chosen.index(pair)]:
+    for pair in dict.fromkeys(pairs):
+        if pair in known and pair[::-1] not in pairs[: pairs.index(pair)]:
             sampled, greedy = map(describe, known[pair])
             names = (labels[arm] for arm in pair)
             text = f"at T = 1 {sampled}; greedily {greedy}"
@@ -130,7 +130,7 @@ def _better_lines(report: dict) -> list[dict]:
     return lines
 
 
-def _turned(interval: Mapping[str, float]) -> dict[str, float]:
+def _reversed(interval: Mapping[str, float]) -> dict[str, float]:
     return {"points": -interval["points"], "low": -interval["high"], "high": -interval["low"]}
 
 

@@ -45,21 +45,21 @@ def align_words(answer: Sequence[Slot], words: Sequence[str]) -> list[Step]:
     targets = [f"<{slot.fact}>" if slot.is_open else slot.word for slot in answer]
     right = [slot.weight * _SCALE for slot in answer]
     wrong = [2 if slot.family else 1 for slot in answer]
-    none = [0] * len(answer)
+    zero = [0] * len(answer)
     value = []  # value[j][i] of word j in slot i
-    for word, name in zip(words, _names(targets, words), strict=True):
-        instead = none if word in RUDE or word in FILLERS else wrong
-        columns = zip(targets, right, instead, strict=True)
+    for word, name in zip(words, _name_kinds(targets, words), strict=True):
+        partial = zero if word in RUDE or word in FILLERS else wrong
+        columns = zip(targets, right, partial, strict=True)
         value.append([full if name == target else part for target, full, part in columns])
 
     n, m = len(answer), len(words)
     best = [[0] * (n + 1)]  # best[j][i] for words from j and slots from i; here j = m
     for row in reversed(value):
-        below, here, top = best[-1], [0] * (n + 1), 0
+        next_row, this_row, top = best[-1], [0] * (n + 1), 0
         for i in range(n - 1, -1, -1):
-            top = max(top, below[i], row[i] + below[i + 1])
-            here[i] = top
-        best.append(here)
+            top = max(top, next_row[i], row[i] + next_row[i + 1])
+            this_row[i] = top
+        best.append(this_row)
     best.reverse()
 
     script, i, j = [], 0, 0
@@ -77,11 +77,11 @@ def align_words(answer: Sequence[Slot], words: Sequence[str]) -> list[Step]:
     return script
 
 
-def _names(targets: Sequence[str], words: Sequence[str]) -> list[str]:
+def _name_kinds(targets: Sequence[str], words: Sequence[str]) -> list[str]:
     """The words, with ``<kind>`` for each word that counts as a member of a list's kind."""
     names = list(words)
-    named = [kind for kind in KINDS if f"<{kind}>" in targets and kind in words]
-    starts = sorted(map(words.index, named))
+    kinds = [kind for kind in KINDS if f"<{kind}>" in targets and kind in words]
+    starts = sorted(map(words.index, kinds))
     for word in dict.fromkeys(words):
         kind = KIND_OF.get(word)
         if f"<{kind}>" not in targets:
@@ -170,10 +170,10 @@ def _token_rewards(prompt: str, tokens: Sequence[str]) -> list[float]:
     words = list(re.finditer(r"\S+", "".join(texts)))
     *parts, end = word_rewards(prompt, [word.group() for word in words], finished)
     rewards[-1] += end
-    token, reached = 0, len(texts[0]) if texts else 0  # number of characters up to the token's end
+    token, end_char = 0, len(texts[0]) if texts else 0  # number of characters up to the token's end
     for word, part in zip(words, parts, strict=True):
-        while reached < word.end():
+        while end_char < word.end():
             token += 1
-            reached += len(texts[token])
+            end_char += len(texts[token])
         rewards[token] += part
     return rewards

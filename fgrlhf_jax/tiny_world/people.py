@@ -55,14 +55,14 @@ FAIR = Rates(repair=0.4, deletion=0.3, flaws=2)  # an editor who repairs fewer f
 
 
 @functools.cache
-def _places() -> dict[tuple[str, str], float]:
+def _fact_ranks() -> dict[tuple[str, str], float]:
     """(family, fact) → rank in [0, 1) of the fact in its family, sorted by a hash."""
-    facts = {family: list(known) for family, known in FACTS.items()} | {"list": list(KIND_OF)}
+    facts = {family: list(members) for family, members in FACTS.items()} | {"list": list(KIND_OF)}
     return {
-        (family, fact): place / len(known)
-        for family, known in facts.items()
-        for place, fact in enumerate(
-            sorted(known, key=lambda fact: tasks.hash_of(f"{family}/{fact}"))
+        (family, fact): rank / len(members)
+        for family, members in facts.items()
+        for rank, fact in enumerate(
+            sorted(members, key=lambda fact: tasks.hash_of(f"{family}/{fact}"))
         )
     }
 
@@ -71,13 +71,13 @@ def difficulty(slot: Slot, rates: Rates = DEFAULT) -> str:
     """Difficulty of a content slot: easy, medium, misconception, or algorithmic without a fact."""
     if not slot.fact:
         return "algorithmic"
-    place = _places()[slot.family, slot.fact]
-    if place < rates.easy:
+    rank = _fact_ranks()[slot.family, slot.fact]
+    if rank < rates.easy:
         return "easy"
-    return "medium" if place < rates.easy + rates.medium else "misconception"
+    return "medium" if rank < rates.easy + rates.medium else "misconception"
 
 
-def _mistake(slot: Slot, kind: str, rng: random.Random, rates: Rates) -> str:
+def _wrong_word(slot: Slot, kind: str, rng: random.Random, rates: Rates) -> str:
     wrong = tasks.wrong_words(slot)
     if kind == "misconception" and rng.random() < rates.same_wrong:
         return wrong[tasks.hash_of(f"{slot.family}/{slot.fact}") % len(wrong)]
@@ -87,7 +87,7 @@ def _mistake(slot: Slot, kind: str, rng: random.Random, rates: Rates) -> str:
 def write_demonstration(prompt: str, rng: random.Random, rates: Rates = DEFAULT) -> str:
     """A demonstrator's imperfect answer of at most ``tasks.MAX_RESPONSE`` words."""
     words, shift = [], 0  # shift: error of a running total
-    for slot in _misplaced(fill_slots(answer_slots(prompt), rng), rng, rates):
+    for slot in _swap_sorted(fill_slots(answer_slots(prompt), rng), rng, rates):
         if rng.random() < rates.filler:
             words.append(rng.choice(FILLERS))
         if rng.random() < rates.rude:
@@ -100,14 +100,14 @@ def write_demonstration(prompt: str, rng: random.Random, rates: Rates = DEFAULT)
         if slot.family and slot.family != "sort":
             kind = difficulty(slot, rates)
             if rng.random() < getattr(rates, f"wrong_{kind}"):
-                word = _mistake(slot, kind, rng, rates)
+                word = _wrong_word(slot, kind, rng, rates)
                 if slot.family == "total":
                     shift += NUMBERS.index(word) - NUMBERS.index(slot.word)
         words += [word] * (2 if rng.random() < rates.repetition else 1)
     return " ".join(words[: tasks.MAX_RESPONSE])
 
 
-def _misplaced(slots: list[Slot], rng: random.Random, rates: Rates) -> list[Slot]:
+def _swap_sorted(slots: list[Slot], rng: random.Random, rates: Rates) -> list[Slot]:
     """Slots with mistakes in sorting: numbers swapped with the next, perhaps several times."""
     slots = list(slots)
     for i in range(len(slots) - 1):
@@ -138,18 +138,18 @@ def edit_response(prompt: str, response: str, rng: random.Random, rates: Rates =
         if step.right and answer[step.slot].is_open:
             answer[step.slot] = Slot(words[step.word], "list", words[step.word])
     answer, edited, repaired = fill_slots(answer, rng), [], {}  # repaired: index -> old word
-    for place, step in enumerate(script):
+    for index, step in enumerate(script):
         word = "" if step.word is None else words[step.word]
         slot = None if step.slot is None else answer[step.slot]
         if not step.right:
             if rng.random() < rates.repair:
-                repaired[place] = word
+                repaired[index] = word
                 is_wrong = word and slot and rates.deletion
-                takes_out = is_wrong and rng.random() < rates.deletion
-                word = slot.word if slot and not takes_out else ""
+                is_deleted = is_wrong and rng.random() < rates.deletion
+                word = slot.word if slot and not is_deleted else ""
         elif slot.family and rng.random() < rates.damage:
             word = rng.choice(tasks.wrong_words(slot))
         edited.append(word)
-    for place in rng.sample(list(repaired), max(0, len(repaired) - rates.flaws)):
-        edited[place] = repaired[place]
+    for index in rng.sample(list(repaired), max(0, len(repaired) - rates.flaws)):
+        edited[index] = repaired[index]
     return " ".join(filter(None, edited))

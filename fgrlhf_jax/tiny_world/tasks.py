@@ -33,9 +33,9 @@ from typing import NamedTuple
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.tiny_world.words import FACTS, FAMILIES, FAR_REACHING, KIND_OF, KINDS, NUMBERS
 
-KINDS_OF_WORLD = ("easy", "fair")
-HELD_OUT = 0.4  # share of each family's facts without feedback in the fair world
-SETS = {"sft": 0.5, "feedback": 0.2, "ppo": 0.15, "validation": 0.05, "test": 0.1}
+WORLDS = ("easy", "fair")
+HELD_OUT_SHARE = 0.4  # share of each family's facts without feedback in the fair world
+SET_SHARES = {"sft": 0.5, "feedback": 0.2, "ppo": 0.15, "validation": 0.05, "test": 0.1}
 MAX_PROMPT, MAX_RESPONSE = 8, 21  # words
 CONTENT, TEMPLATE = 10, 1  # weights; whole numbers, so that their sums are exact
 
@@ -68,30 +68,30 @@ _OPEN = "<any>"
 
 
 def set_of(prompt: str, world: str = "easy") -> str:
-    """The set of ``SETS`` that a prompt belongs to, a function of its text only.
+    """The set of ``SET_SHARES`` that a prompt belongs to, a function of its text only.
 
     In the fair world word order does not matter, but whether the prompt asks for held-out facts.
     """
     if world == "easy":
-        return _hashed_into(SETS, prompt)
+        return _choose_by_hash(SET_SHARES, prompt)
     family, *rest = prompt.split()
     facts = FACTS.get(family, KINDS if family == "list" else {})
-    is_held_out = frozenset(word in held_out(family) for word in rest if word in facts)
+    is_held_out = frozenset(word in held_out_facts(family) for word in rest if word in facts)
     names = {
-        frozenset(): SETS,  # the prompt asks for no fact
+        frozenset(): SET_SHARES,  # the prompt asks for no fact
         frozenset({False}): ("feedback",),
         frozenset({True}): ("validation", "test"),
         frozenset({False, True}): ("sft", "ppo"),
     }[is_held_out]
-    return _hashed_into(names, " ".join(sorted(prompt.split())))
+    return _choose_by_hash(names, " ".join(sorted(prompt.split())))
 
 
-def _hashed_into(names: Iterable[str], text: str) -> str:
-    """One of the sets ``names`` by a hash, with probabilities proportional to ``SETS``."""
-    shares = {name: SETS[name] for name in names}
-    place = hash_of(text) / 2**64 * round(sum(shares.values()), 9)
+def _choose_by_hash(names: Iterable[str], text: str) -> str:
+    """One of the sets ``names`` by a hash, with probabilities proportional to ``SET_SHARES``."""
+    shares = {name: SET_SHARES[name] for name in names}
+    position = hash_of(text) / 2**64 * round(sum(shares.values()), 9)
     bounds = zip(shares, itertools.accumulate(shares.values()), strict=True)
-    return next((name for name, bound in bounds if place < bound), [*shares][-1])
+    return next((name for name, bound in bounds if position < bound), [*shares][-1])
 
 
 def hash_of(text: str) -> int:
@@ -100,14 +100,14 @@ def hash_of(text: str) -> int:
 
 
 @functools.cache
-def held_out(family: str) -> frozenset[str]:
+def held_out_facts(family: str) -> frozenset[str]:
     """The family's held-out facts (for lists: kinds); of two opposites both or neither."""
     facts = FACTS.get(family) or dict.fromkeys(KINDS, "")
 
-    def place(fact: str) -> int:
+    def hash_fact(fact: str) -> int:
         return hash_of(f"held out/{family}/{' '.join(sorted((fact, facts[fact])))}")
 
-    return frozenset(sorted(facts, key=place)[: round(HELD_OUT * len(facts))])
+    return frozenset(sorted(facts, key=hash_fact)[: round(HELD_OUT_SHARE * len(facts))])
 
 
 def draw_prompts(name: str, n: int, seed: int, world: str = "easy") -> list[str]:
@@ -116,22 +116,22 @@ def draw_prompts(name: str, n: int, seed: int, world: str = "easy") -> list[str]
     Sets are disjoint for all seeds and sizes; n prompts are the first n of any larger number.
     Raises InputError for an unknown set and for more prompts than the set has.
     """
-    if name not in SETS:
-        raise InputError(f"set {name!r} is not one of {', '.join(SETS)}")
+    if name not in SET_SHARES:
+        raise InputError(f"set {name!r} is not one of {', '.join(SET_SHARES)}")
     rng = random.Random(f"prompts/{name}/{seed}")
     families = FAMILIES if world == "easy" else (*FAMILIES, *FAR_REACHING)
-    chosen: dict[str, None] = {}
+    prompts: dict[str, None] = {}
     for index in range(n):
         family = families[index % len(families)]
         drawn = (_draw(family, rng) for _ in range(20_000))
-        prompt = next((p for p in drawn if p not in chosen and set_of(p, world) == name), None)
+        prompt = next((p for p in drawn if p not in prompts and set_of(p, world) == name), None)
         if prompt is None:
             raise InputError(
                 f"{name}: {n} prompts are asked for, but the embedded world has few more than "
                 f"{index}; ask for at most that many"
             )
-        chosen[prompt] = None
-    return list(chosen)
+        prompts[prompt] = None
+    return list(prompts)
 
 
 def _draw(family: str, rng: random.Random) -> str:
@@ -165,13 +165,13 @@ def answer_slots(prompt: str) -> list[Slot]:
         if family in FACTS:
             things = [word for word in rest[1:] if word not in (",", "and")]
             parts = [[Slot(x), Slot("is"), Slot(FACTS[family][x], family, x)] for x in things]
-            return [*map(Slot, ("the", family, "of")), *_joined(parts, "and")]
+            return [*map(Slot, ("the", family, "of")), *_join(parts, "and")]
         if family == "list":
             return _list_slots(rest[::2], rest[1::2])
         if family == "count":
             a, b, c, d = map(NUMBERS.index, (*rest[0:3:2], *rest[4:7:2]))
             runs = (NUMBERS[x : y + 1] or NUMBERS[y : x + 1][::-1] for x, y in ((a, b), (c, d)))
-            return _joined([[Slot(number, "count") for number in run] for run in runs])
+            return _join([[Slot(number, "count") for number in run] for run in runs])
         if family == "reverse":
             things = [Slot(_THINGS[_THINGS.index(w)], family) for w in reversed(rest)]
             return [*map(Slot, ("the", "reverse", "is")), *things]
@@ -184,18 +184,18 @@ def answer_slots(prompt: str) -> list[Slot]:
             totals = [NUMBERS[total - 1] for total in itertools.accumulate(sizes)]
             return [*map(Slot, ("the", "count", "is")), *(Slot(n, "total") for n in totals)]
         if family == "repeat" and rest[-1] == "twice":
-            return _joined([[Slot(_THINGS[_THINGS.index(w)], family)] * 2 for w in rest[:-1]])
+            return _join([[Slot(_THINGS[_THINGS.index(w)], family)] * 2 for w in rest[:-1]])
     except (KeyError, ValueError, IndexError, TypeError):
         pass
     raise InputError(f"prompt: {prompt[:60]!r} is no instruction of the embedded world")
 
 
-def _joined(parts: Sequence[list[Slot]], last: str = ",") -> list[Slot]:
+def _join(parts: Sequence[list[Slot]], last: str = ",") -> list[Slot]:
     """The parts joined by commas, with `last` before the last part."""
-    joined = list(parts[0])
+    slots = list(parts[0])
     for part in parts[1:]:
-        joined += [Slot(last if part is parts[-1] else ","), *part]
-    return joined
+        slots += [Slot(last if part is parts[-1] else ","), *part]
+    return slots
 
 
 def _list_slots(sizes: list[str], kinds: list[str]) -> list[Slot]:
@@ -205,17 +205,17 @@ def _list_slots(sizes: list[str], kinds: list[str]) -> list[Slot]:
         if n > len(KINDS[kind]):
             raise ValueError
         parts.append([Slot(kind), Slot("are"), *[Slot(_OPEN, "list", kind)] * n])
-    return _joined(parts)
+    return _join(parts)
 
 
 def fill_slots(answer: Sequence[Slot], rng: random.Random | None = None) -> list[Slot]:
     """The answer with open slots filled by distinct members: random, or the first without rng."""
-    filled, taken = [], {slot.word for slot in answer if slot.family == "list"}
+    filled, used = [], {slot.word for slot in answer if slot.family == "list"}
     for slot in answer:
         if slot.is_open:
-            left = [member for member in KINDS[slot.fact] if member not in taken]
-            word = rng.choice(left) if rng else left[0]
-            taken.add(word)
+            free = [member for member in KINDS[slot.fact] if member not in used]
+            word = rng.choice(free) if rng else free[0]
+            used.add(word)
             slot = Slot(word, "list", word)
         filled.append(slot)
     return filled

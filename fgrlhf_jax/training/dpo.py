@@ -142,9 +142,8 @@ def pair_logprobs(params: dict, batch: dict, *, model: CausalLM) -> jax.Array:
     ``batch`` has the arrays of ``pairs.pad_pairs``, and columns_BT int32: the columns of the row's
     response tokens, in order.
     """
-    tokens_BS, previous_BS, columns_BT = (
-        batch[n] for n in ("tokens_BS", "previous_BS", "columns_BT")
-    )
+    names = ("tokens_BS", "previous_BS", "columns_BT")
+    tokens_BS, previous_BS, columns_BT = (batch[name] for name in names)
     previous_BT = jnp.take_along_axis(previous_BS, columns_BT, axis=1)
     inputs = tokens_BS, batch["positions_BS"], (batch["mask_BS"], batch["branch_BS"])
     logprob_BT, _ = token_logprobs(params, model, inputs, previous_BT, columns_BT)

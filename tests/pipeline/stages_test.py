@@ -174,7 +174,7 @@ def test_a_failure_is_reported_and_finished_stages_stay(make_stage, tmp_path):
 
 def test_the_command_is_shown_as_typed_in_a_shell():
     stage = Stage("x", ("launch.sft", "--config=a"), Path("x"), (), {"N": "2"})
-    assert stage.shown() == "N=2 python -m launch.sft --config=a"
+    assert stage.shell_command() == "N=2 python -m launch.sft --config=a"
 
 
 # --- deleted, interrupted and killed -----------------------------------------------------------

@@ -10,7 +10,7 @@ from fgrlhf_jax.plan.memory import format_advice, measure
 from fgrlhf_jax.plan.shapes import reward_model_shapes
 from fgrlhf_jax.runtime import sharding
 
-MICRO = fit.MICRO
+MICRO = fit.MICRO_BATCH
 
 
 def make_config(**fields):

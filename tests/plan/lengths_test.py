@@ -32,8 +32,8 @@ def test_rows_of_real_lengths():
     longest, real = ppo_shapes(config), ppo_shapes(config, lengths)
     step = real.steps["score_rollout"]
     assert 0.4 < step.flops / longest.steps["score_rollout"].flops < 0.7
-    assert len(step.rounds) > 2
-    assert sum(step.rounds.values()) < 64 / 16 + 3  # a narrow one has more rows
+    assert len(step.trips) > 2
+    assert sum(step.trips.values()) < 64 / 16 + 3  # a narrow one has more rows
     with pytest.raises(InputError, match=r"^all 300 prompts of --lengths are longer"):
         ppo_shapes(ppo_config(**{"data.max_prompt_length": 2}), lengths)
 

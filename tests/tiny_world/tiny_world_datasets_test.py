@@ -11,7 +11,7 @@ from fgrlhf_jax.tiny_world import datasets
 from fgrlhf_jax.tiny_world.datasets import make_feedback, make_instructions
 from fgrlhf_jax.tiny_world.judge import gold_score
 from fgrlhf_jax.tiny_world.people import Rates
-from fgrlhf_jax.tiny_world.tasks import MAX_RESPONSE, SETS, set_of
+from fgrlhf_jax.tiny_world.tasks import MAX_RESPONSE, SET_SHARES, set_of
 from fgrlhf_jax.tiny_world.words import vocabulary
 
 
@@ -69,7 +69,7 @@ def test_edits_and_preferences(world, tmp_path):
 
 
 def test_instructions_of_every_set():
-    for name in SETS:
+    for name in SET_SHARES:
         rows = make_instructions(70, name, 3)
         assert {set_of(row.instruction) for row in rows} == {name}
         assert -0.2 < np.mean([gold_score(row.instruction, row.output) for row in rows]) < 0.7

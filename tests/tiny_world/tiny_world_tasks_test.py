@@ -8,7 +8,7 @@ import pytest
 
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.tiny_world import tasks
-from fgrlhf_jax.tiny_world.tasks import SETS, Slot, answer_slots, draw_prompts, fill_slots
+from fgrlhf_jax.tiny_world.tasks import SET_SHARES, Slot, answer_slots, draw_prompts, fill_slots
 from fgrlhf_jax.tiny_world.words import FACTS, FAMILIES, KIND_OF, KINDS, NUMBERS, vocabulary
 
 # More of each set than any stage takes.
@@ -62,8 +62,8 @@ def test_sets_are_disjoint_and_large(drawn):
     assert {name: len(texts) for name, texts in drawn.items()} == SIZES
     everything = [prompt for texts in drawn.values() for prompt in texts]
     assert len(set(everything)) == len(everything) > 30_000
-    other = {name: draw_prompts(name, 700, seed=1) for name in SETS}
-    for name in SETS:
+    other = {name: draw_prompts(name, 700, seed=1) for name in SET_SHARES}
+    for name in SET_SHARES:
         assert {tasks.set_of(prompt) for prompt in drawn[name] + other[name]} == {name}
         assert other[name] != drawn[name][:700]
         assert Counter(prompt.split()[0] for prompt in other[name]) == dict.fromkeys(FAMILIES, 100)
@@ -74,9 +74,9 @@ def test_a_set_is_a_hash_of_the_text_alone():
     """It must be the same on all machines and in later versions."""
     texts = [f"reverse {a} {b}" for a, b in itertools.permutations(KIND_OF, 2)]
     shares = Counter(map(tasks.set_of, texts))
-    for name, share in SETS.items():
+    for name, share in SET_SHARES.items():
         assert abs(shares[name] / len(texts) - share) < 0.03
-    assert sum(SETS.values()) == pytest.approx(1)
+    assert sum(SET_SHARES.values()) == pytest.approx(1)
     known = "sft feedback ppo feedback feedback test sft validation"
     assert " ".join(map(tasks.set_of, texts[:8])) == known
 
