@@ -107,7 +107,7 @@ def test_a_loop_with_an_unknown_number_of_rounds():
     once = (2 * M * K * K, ("a loop with an unknown number of rounds is counted once",))
     assert count_text(text) == once
     note = "a loop that may end early is counted with all its 20 rounds"
-    assert count_text(text, rounds={"": 20}) == (20 * 2 * M * K * K, (note,))
+    assert count_text(text, trips={"": 20}) == (20 * 2 * M * K * K, (note,))
 
 
 def test_the_branch_with_the_most_flops_counts():
