@@ -52,7 +52,7 @@ def folder(tmp_path, monkeypatch):
     [
         (ANNOTATE, {"input": "no.jsonl"}, "no.jsonl: there is no such file"),
         (ANNOTATE, {"output": "edits.json"}, "give --config.output=FILE.jsonl"),
-        (ANNOTATE, {"output": "rows.jsonl"}, "rows.jsonl: holds other rows than rows.jsonl.sqlite"),
+        (ANNOTATE, {"output": "rows.jsonl"}, "rows.jsonl:1: is not a row of rows.jsonl.sqlite"),
         (ANNOTATE, {"guidelines": "no.md"}, "guidelines=no.md: cannot be read"),
         (ANNOTATE, {"root_path": "example.org/x"}, "root_path=example.org/x: "),
         (ANNOTATE, {"root_path": "/x"}, "root_path=/x: "),

@@ -128,11 +128,11 @@ class Events:
         with files.as_input_error(output, f"the edits are safe in {self.path}"):
             content = output.read_bytes() if output.exists() else b""
             *lines, torn = content.split(b"\n")  # an earlier version did not write all at once
-            is_torn_edit = not torn or any(edit.startswith(torn) for edit in all_edits)
-            if not (is_torn_edit and {line + b"\n" for line in lines} <= {*all_edits}):
-                raise InputError(
-                    f"{output}: holds other rows than {self.path.name} beside it; move the file "
-                    "away, or choose another output"
-                )
+            known = {b"", *all_edits, *(edit[: len(torn)] for edit in all_edits)}
+            for number, line in enumerate([*(line + b"\n" for line in lines), torn], 1):
+                if line not in known:
+                    reason = f"is not a row of {self.path.name} beside it"
+                    to_do = "move the file away, or choose another output"
+                    raise InputError(f"{output}:{number}: {reason}; {to_do}")
             if content != b"".join(edits) or not output.exists():
                 files.replace(output, edits)

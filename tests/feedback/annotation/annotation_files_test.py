@@ -214,9 +214,10 @@ def test_another_input_is_refused(edited):
 
 def test_edits_that_another_program_changed_are_refused(edited):
     text = edited.read_text()
-    for changed in (text.replace("Zero", "Nil"), text + "mine\n", text + '{"mine": 1}', "[1]\n"):
+    changes = (1, text.replace("Zero", "Nil")), (3, text + "mine\n"), (3, text + "["), (1, "[1]\n")
+    for line, changed in changes:
         edited.write_text(changed)
-        assert_refused(r"jsonl:?3?: .*move the file away", edited, items(2))
+        assert_refused(rf"jsonl:{line}: .*move the file away", edited, items(2))
     edited.unlink()
     with Annotations(items(2), edited) as store:
         assert edited.read_text() == text
