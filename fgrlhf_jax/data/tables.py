@@ -46,7 +46,7 @@ def csv_rows(data: bytes, source: str) -> Rows:
         for cells in reader:
             where = f"{source}:{reader.line_num}"
             if not names:
-                names = cells
+                names = [*map(str.strip, cells)]
                 if duplicates := [name for name in names if name and names.count(name) > 1]:
                     reason = f"{duplicates[0]!r:.60} names two columns"
                     raise InputError(f"{where}: {reason}; rename one")

@@ -102,6 +102,7 @@ CSV = b"instruction,output_1,output_2,preference\n" + b'"Name a fruit.",Pear.,"B
         ("packed.jsonl", gzip.compress(lines(*ROWS), mtime=0)),
         ("semicolons.csv", CSV.replace(b",", b";")),
         ("tabs.csv", CSV.replace(b",", b"\t")),
+        ("blanks.csv", CSV.replace(b",", b" , ", 2)),
         ("a.parquet", None),
     ],
 )
