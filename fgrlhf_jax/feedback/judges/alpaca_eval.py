@@ -109,8 +109,8 @@ def _comparison(row: Mapping[str, Any], where: str) -> Comparison:
         # alpaca_eval drops NaN and other numbers too
         preference=float(value) if value is not None and 1 <= value <= 2 else None,
         verdicts=read,
-        finished_1=row.get("finished_1") is not False,
-        finished_2=row.get("finished_2") is not False,
+        finished_1=row_fields.flag_of(row, "finished_1", where),
+        finished_2=row_fields.flag_of(row, "finished_2", where),
     )
 
 

@@ -58,7 +58,8 @@ def test_by_hand():
 def test_preferences():
     """alpaca_eval drops what is no preference."""
     values = [1.0, 2, 1.25, None, 0, 0.0, math.nan, -1, 0.5, 2.01, 7, math.inf]
-    rows = read([row(0, value) for value in values])
+    rows = read([row(0, value, finished_1="false") for value in values])
+    assert not any(each.finished_1 for each in rows)
     assert [each.preference for each in rows] == [1, 2, 1.25, None, 1.5, 1.5] + [None] * 6
 
 
@@ -90,6 +91,7 @@ VERDICT = {"shown_first": 3, "said": "tie", "reply": ""}
         ([{"instruction": "a"}], "row 1: misses the field 'output_1'"),
         ([row(0, 1, output_1=["a"])], "row 1: the field 'output_1' is [\"a\"], not a string"),
         *(([row(0, x)], "row 1: preference is ") for x in ("1", True, [1], {})),
+        ([row(0, 1, finished_2="no")], "1: finished_2 is 'no'; it must be true or false"),
         *(([row(0, 1, verdicts=x)], "1: verdicts is ") for x in (3, ["x"], [{}], [VERDICT])),
     ],
 )
