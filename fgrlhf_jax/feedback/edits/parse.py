@@ -60,10 +60,7 @@ class Doubtful(Exception):
 
 
 def read_tags(reply: str, tag: str) -> str | None:
-    """The text in the only pair of tags; None for a reply of any other form.
-
-    A block of thoughts before it, whose end is a tag too, may hold others.
-    """
+    """The text in the only pair of tags, or None; a block of thoughts before it may hold others."""
     opening, closing = f"<{tag}>", f"</{tag}>"
     start = reply.rfind(opening)
     marks = [mark for mark in re.finditer(_TAG, reply[: max(start, 0)]) if tag not in mark[0]]
@@ -213,6 +210,7 @@ def _without_frame(text: str, original: str) -> str:
     ends = rf"(?<![A-Z\d])(?:{last}|[.!?…。！？])[*_\"'”’)]*+\s*+(?!\W*[a-z])(?=\D{{1,200}}\Z)"
     places = [match.end() for match in re.finditer(ends, edit)]
     starts += [n for n in places if _is_new(edit[n:], original + edit[:n], 10)]
+    starts += [n for n in places if edit[n - 1] in ".!?" and edit[n].isalpha()]  # glued
     if _ends_in(edit, "QUESTION MARK"):
         starts += [0, *(match.end() for match in _SENTENCE_END.finditer(edit))][-1:]
     starts.sort(reverse=True)

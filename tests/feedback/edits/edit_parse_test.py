@@ -84,7 +84,10 @@ DOUBTFUL = [
     *(f"{head} {EDITED}" for head in ("Sure!", "OK,", "A)", "Antwort:", "Edited -", "-")),
     *(f"**Edited response:** {EDITED}", f"Question: What is it?\n\nResponse: {EDITED}"),
     *(f"{EDITED}{end}" for end in ("END", "…END", "Hope it helps!", "希望对你有帮助！", "¹", " $")),
-    *(f"{EDITED}{end}" for end in (r"\n", "###", "<|eot", "\n\nNote: I changed it.")),
+    *(
+        f"{EDITED}{end}"
+        for end in (r"\n", "###", "<|eot", "It has parks!", "\n\nNote: I changed it.")
+    ),
     *(f"{EDITED} {end}" for end in ("Viel Erfolg!", "I hope so, too.", "✅", "# edited", "FIN")),
     *(f"{EDITED} {end}" for end in ("(I changed Lyon to Paris.)", "Note: I changed it.")),
     *(f"{EDITED} Remarque : j'ai tout changé.", f"{EDITED}\n注：我改了城市。"),
