@@ -67,9 +67,8 @@ _FLAG_OF = {name: flag for pair in _PAIRS for name, flag in zip(pair, FINISHED[1
 ANSWERS = tuple(dict.fromkeys(itertools.chain(*LAYOUTS)))
 FIELDS = (*ANSWERS, *PROMPTS, "input", "system", "history", "id", "error_spans", *FINISHED)
 
-# Finish reasons of servers.
-_CUT = {"length", "max_tokens", "max_output_tokens", "model_length", "content_filter", "safety"}
-_CUT |= {"error", "abort"}
+_CUT = {"length", "max_tokens", "max_output_tokens", "model_length"}  # finish reasons of servers
+_CUT |= {"content_filter", "safety", "error", "abort"}
 
 
 def parse_columns(text: str) -> dict[str, str]:

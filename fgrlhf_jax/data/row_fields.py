@@ -234,8 +234,7 @@ def _history(row: Row, where: str) -> Turns:
 
 def _with_system(row: Row, turns: Turns, where: str) -> Turns:
     """Puts the field "system", or "system_prompt" as in OpenOrca, before the turns."""
-    names = "system", "system_prompt", "system_message"
-    names = [name for name in names if row.get(name) is not None]
+    names = [n for n in ("system", "system_prompt", "system_message") if row.get(n) is not None]
     texts = {name: text_of(row, name, where, blank=True) for name in names}
     texts = {name: text for name, text in texts.items() if text.strip()}
     if texts and turns[0]["role"] == "system":
