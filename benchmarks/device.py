@@ -36,7 +36,7 @@ from fgrlhf_jax.runtime.files import write_json
 from launch.shared import process
 
 SECONDS = 480.0  # limit for all checks together
-NATS = 0.02  # largest accepted mean difference of log-probabilities in bfloat16
+MAX_NATS = 0.02  # largest accepted mean difference of log-probabilities in bfloat16
 
 
 class Shapes(NamedTuple):
@@ -75,8 +75,8 @@ def check_parity(job: dict) -> dict:
     for name in ("float32", "bfloat16"):
         difference = np.abs(logprobs[name] - logprobs["exact"])
         figures[name] = {"mean": float(difference.mean()), "max": float(difference.max())}
-    require(figures["float32"]["mean"] < NATS / 10, f"float32 is not exact: {figures}")
-    require(figures["bfloat16"]["mean"] < NATS, f"bfloat16 is not close: {figures}")
+    require(figures["float32"]["mean"] < MAX_NATS / 10, f"float32 is not exact: {figures}")
+    require(figures["bfloat16"]["mean"] < MAX_NATS, f"bfloat16 is not close: {figures}")
     return figures
 
 
@@ -97,8 +97,8 @@ def check_attention(job: dict) -> dict:
     )
 
     def loss(q, k, v, kernel: str):
-        mixed = attention.self_attention(q, k, v, None, kernel)
-        return jnp.sum((mixed * weight).astype(jnp.float32)), mixed
+        output = attention.self_attention(q, k, v, None, kernel)
+        return jnp.sum((output * weight).astype(jnp.float32)), output
 
     outputs, seconds = {}, {}
     for kernel in ("xla", chosen):
@@ -111,9 +111,9 @@ def check_attention(job: dict) -> dict:
         seconds[kernel] = (time.perf_counter() - clock) / 10
     names, differences = ("dq", "dk", "dv", "value"), {}
     pairs = zip(*(jax.tree.leaves(outputs[kernel]) for kernel in (chosen, "xla")), strict=True)
-    for name, (mine, other) in zip(names, pairs, strict=True):
-        mine, other = np.asarray(mine, np.float32), np.asarray(other, np.float32)
-        differences[name] = float(np.abs(mine - other).mean() / np.abs(other).mean())
+    for name, (own, other) in zip(names, pairs, strict=True):
+        own, other = np.asarray(own, np.float32), np.asarray(other, np.float32)
+        differences[name] = float(np.abs(own - other).mean() / np.abs(other).mean())
     require(max(differences.values()) < 0.02, f"{chosen} is not XLA's: {differences}")
     return {"kernel": chosen, "seconds": seconds, "relative_difference": differences}
 
@@ -165,13 +165,13 @@ def check_plan(job: dict) -> dict:
         }
         flags = [f"--config.{name}={value}" for name, value in values.items()]
         command = [sys.executable, "-m", "launch.plan", "--config=configs/rm.py:smollm2,sequence"]
-        done = subprocess.run(
+        completed = subprocess.run(
             [*command, *flags, "--devices=1", f"--json={file}"],
             capture_output=True,
             text=True,
             cwd=fresh.ROOT,
         )
-        require(file.exists(), f"launch.plan: {done.stderr[-500:]}")
+        require(file.exists(), f"launch.plan: {completed.stderr[-500:]}")
         planned = json.loads(file.read_text())["steps"]["train"]["total"]
     figures = {"planned": planned, "measured": statistics.get("peak_bytes_in_use")}
     if figures["measured"]:
@@ -251,7 +251,7 @@ def run_check(name: str, job: dict) -> dict:
 
 def command() -> None:
     if sys.argv[1:] and sys.argv[1].startswith("--check="):
-        process.ask_for_huge_pages()
+        process.enable_huge_pages()
         process.prepare()
         _, check, job, result = sys.argv
         figures = run_check(check.removeprefix("--check="), json.loads(Path(job).read_text()))

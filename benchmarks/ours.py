@@ -195,7 +195,7 @@ def prompts_of(job: dict) -> dict[str, Prompts]:
 
 
 if __name__ == "__main__":
-    process.ask_for_huge_pages()
+    process.enable_huge_pages()
     process.prepare()
     jax.config.update("jax_enable_compilation_cache", False)  # compilation time is measured
     compiling: list[float] = []

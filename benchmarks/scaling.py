@@ -85,9 +85,9 @@ def measure(name: str, model: str, size: int) -> dict:
 
 def powers(points: list[dict]) -> list[dict]:
     """Adds ``power`` to each point but the first: time grew as size^power since the last point."""
-    for before, point in itertools.pairwise(points):
-        growth = max(point["seconds"], 1e-9) / max(before["seconds"], 1e-9)
-        point["power"] = math.log(growth) / math.log(point["size"] / before["size"])
+    for last, point in itertools.pairwise(points):
+        growth = max(point["seconds"], 1e-9) / max(last["seconds"], 1e-9)
+        point["power"] = math.log(growth) / math.log(point["size"] / last["size"])
     return points
 
 
@@ -112,7 +112,7 @@ def main(argv: list[str]) -> None:
 
 def command() -> None:
     if sys.argv[1:2] == ["--point"]:
-        process.ask_for_huge_pages()
+        process.enable_huge_pages()
         process.prepare()
         *_, job, result = sys.argv
         Path(result).write_text(json.dumps(measure(*json.loads(Path(job).read_text()))))

@@ -1,8 +1,8 @@
 """Fields of ``launch.collect_edits``, in which a language model edits responses minimally."""
 
-from configs.asking import MODEL_FIELDS
 from configs.common import READING
 from configs.fields import Field, collect_fields, make_config
+from configs.llm import MODEL_FIELDS
 from fgrlhf_jax.feedback.edits.request import SIDES, TEMPLATES
 
 GROUPS = {

@@ -23,7 +23,7 @@ KINDS = {
     float: ((int, float), "a number"),
     str: (str, "text"),
 }
-LARGEST = 2**31  # larger integers overflow somewhere, such as in a random seed
+MAX_INT = 2**31  # larger integers overflow somewhere, such as in a random seed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,8 +55,8 @@ class Field:
             return f"must be {kind}"
         if isinstance(value, float) and not math.isfinite(value):
             return "must be finite"
-        if isinstance(self.default, int) and value >= LARGEST:
-            return f"must be below {LARGEST}"
+        if isinstance(self.default, int) and value >= MAX_INT:
+            return f"must be below {MAX_INT}"
         if self.choices and value not in self.choices:
             return f"is not one of {', '.join(choice or repr('') for choice in self.choices)}"
         if self.at_least is not None and not value >= self.at_least:
@@ -120,9 +120,9 @@ def add_member(
     prefix = f"{group}.*."
     with config.unlocked():
         config[group][name] = {
-            each.removeprefix(prefix): field.default
-            for each, field in fields.items()
-            if each.startswith(prefix)
+            key.removeprefix(prefix): field.default
+            for key, field in fields.items()
+            if key.startswith(prefix)
         } | values
 
 

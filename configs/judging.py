@@ -1,7 +1,7 @@
 """Fields of a judge, for ``launch.evaluate`` and ``launch.collect_preferences``."""
 
-from configs.asking import MODEL_FIELDS
 from configs.fields import Field
+from configs.llm import MODEL_FIELDS
 
 JUDGE_FIELDS = {
     "Judge": {

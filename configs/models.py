@@ -71,7 +71,7 @@ def make_model_config(
     config.update_from_flattened_dict({size: SIZES[model]})
     while lineage[0] in EXTENDS:
         lineage.insert(0, EXTENDS[lineage[0]])
-    for each in lineage:
+    for ancestor in lineage:
         for table in (COMMON, *settings):
-            config.update_from_flattened_dict(table.get(each, {}))
+            config.update_from_flattened_dict(table.get(ancestor, {}))
     return config

@@ -26,8 +26,8 @@ from launch.shared import cli
 
 CONFIG = "configs/annotate.py"
 EMBEDDED = "runs/annotate_tiny/edits.jsonl"
-LONGEST_PROMPT = 10 * LONGEST
-NEEDED = ("starlette", "uvicorn", "markdown_it")
+MAX_PROMPT = 10 * LONGEST
+REQUIRED = ("starlette", "uvicorn", "markdown_it")
 
 
 def main(config) -> None:
@@ -39,19 +39,19 @@ def main(config) -> None:
     check_server(config)
     guidelines = server.read_guidelines(config.guidelines)
     with (
-        server.listen(config.host, config.port) as bound,
+        server.listen(config.host, config.port) as sock,
         open_annotations(config, items, output, imported) as store,
     ):
         options = {"root_path": config.root_path, "password": server.password()}
         page = Page(store, config.max_change_ratio)
         app = server.App(page, host=config.host, guidelines=guidelines, **options)
-        address = describe_address(config.host, bound.getsockname()[1], config.root_path)
-        about = [f"rows: {len(items)}", f"people a row: {config.overlap}"]
-        about += ["with a password" if app.password else "no password"]
-        about += ["with guidelines" if guidelines else "no guidelines", "stop with Ctrl-C"]
-        print(f"Open {address} ({', '.join(about)})", flush=True)
+        address = describe_address(config.host, sock.getsockname()[1], config.root_path)
+        facts = [f"rows: {len(items)}", f"people a row: {config.overlap}"]
+        facts += ["with a password" if app.password else "no password"]
+        facts += ["with guidelines" if guidelines else "no guidelines", "stop with Ctrl-C"]
+        print(f"Open {address} ({', '.join(facts)})", flush=True)
         try:
-            server.serve(app, bound)
+            server.serve(app, sock)
         finally:
             store.write_edits()
             print(summarize(store), flush=True)
@@ -60,12 +60,12 @@ def main(config) -> None:
 def describe_address(host: str, port: int, root_path: str) -> str:
     """The address of the page as text: the proxy's, or this machine's."""
     name = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
-    here = f"http://{name}:{port}"
+    address = f"http://{name}:{port}"
     if root_path:
-        return f"{root_path.rstrip('/')}/ ; its proxy passes it on to {here}"
+        return f"{root_path.rstrip('/')}/ ; its proxy passes it on to {address}"
     if host in server.ANY:
-        return f"{here} ; others http://{socket.gethostname()}:{port} or this machine's address"
-    return here
+        return f"{address} ; others http://{socket.gethostname()}:{port} or this machine's address"
+    return address
 
 
 def export(config, output: str) -> None:
@@ -106,7 +106,7 @@ def read_items(config) -> tuple[list[Item], list[Decision]]:
 
 def check_server(config) -> None:
     """Raises InputError for settings with which the page cannot be served."""
-    if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
+    if missing := [name for name in REQUIRED if importlib.util.find_spec(name) is None]:
         raise InputError(
             f"the page needs {' and '.join(missing)}: pip install 'fgrlhf_jax[annotate]'"
         )
@@ -151,7 +151,7 @@ def drop_unusable_responses(
     if too_long:
         print(
             f"{len(too_long)} rows of {source} are left out: their response has more than "
-            f"{LONGEST} characters, or their prompt {LONGEST_PROMPT}"
+            f"{LONGEST} characters, or their prompt {MAX_PROMPT}"
         )
     ids = {item.id for item in editable}
     return editable, [decision for decision in decisions if decision.id in ids]
@@ -160,7 +160,7 @@ def drop_unusable_responses(
 def is_too_long(item: Item) -> bool:
     prompt = [item.instruction, item.input, *(text for _, text in item.turns)]
     response = max(len(item.original), len(item.suggestion))
-    return response > LONGEST or sum(map(len, prompt)) > LONGEST_PROMPT
+    return response > LONGEST or sum(map(len, prompt)) > MAX_PROMPT
 
 
 def summarize(store: Annotations) -> str:

@@ -30,47 +30,47 @@ from fgrlhf_jax.feedback.llm.template import PromptTemplate
 from fgrlhf_jax.runtime.continued_rows import append_rows, rejected_path
 from fgrlhf_jax.runtime.files import read_jsonl
 from fgrlhf_jax.tiny_world.datasets import make_instructions
-from launch.shared import asking, cli, reading
+from launch.shared import cli, llm, reading
 
 CONFIG = "configs/collect_edits.py"
 EMBEDDED_ROWS = 20
 NO_RESPONSE, TOO_LONG = "no response", "too long"
-ROWS_NAMED = 5  # numbers of too long rows in the message
+MAX_SHOWN = 5  # numbers of too long rows in the message
 EXAMPLE_LENGTH = 120  # characters of an example reply
 
 
 class Question(NamedTuple):
-    """A task, its request and the tag of its reply, or in ``unasked`` why none is sent."""
+    """A task, its request and the tag of its reply, or in ``skip_reason`` why none is sent."""
 
     task: edit_requests.EditTask
     request: Request
     tag: str | None
-    unasked: str
+    skip_reason: str
 
 
 def main(config) -> None:
-    asking.check(config)
+    llm.check(config)
     output = cli.check_output(config, (".jsonl",))
     name = config.template or ("paper" if config.provider == "local" else "form")
     template = edit_requests.load_template(config.template_file, name)
     questions = build_questions(config, template)
-    to_send = [question.request for question in questions if not question.unasked]
+    to_send = [question.request for question in questions if not question.skip_reason]
     if config.dry_run:  # an edit is about as long as its original
-        written = sum(estimate_tokens(q.task.response) for q in questions if not q.unasked)
-        asking.print_dry_run(config, to_send, written)
+        written = sum(estimate_tokens(q.task.response) for q in questions if not q.skip_reason)
+        llm.print_dry_run(config, to_send, written)
         return
-    send, usage = asking.connect(config, to_send)
-    identity = asking.model_identity(config)
+    send, usage = llm.connect(config, to_send)
+    identity = llm.model_identity(config)
     keys = [
         row_key(request_key(identity, question.request), question.task, config.max_change_ratio)
         for question in questions
     ]
 
     def rows(done: int) -> Iterator[tuple[dict, bool]]:
-        left = [question.request for question in questions[done:] if not question.unasked]
-        with contextlib.closing(asking.collect_replies(config, left, send, usage)) as replies:
+        left = [question.request for question in questions[done:] if not question.skip_reason]
+        with contextlib.closing(llm.collect_replies(config, left, send, usage)) as replies:
             for question in questions[done:]:
-                unasked = Rejected(question.unasked) if question.unasked else None
+                unasked = Rejected(question.skip_reason) if question.skip_reason else None
                 yield make_row(config, question, unasked or next(replies), template.literal_text)
 
     try:
@@ -86,7 +86,7 @@ def build_questions(config, template: PromptTemplate) -> list[Question]:
 
     Raises InputError if no request can be sent.
     """
-    as_json, questions = asking.reply_format(config) == "json_schema", []
+    as_json, questions = llm.reply_format(config) == "json_schema", []
     for task in read_tasks(config):
         prompt, tag = edit_requests.build_prompt(task, template, as_json)
         request = Request(
@@ -95,21 +95,21 @@ def build_questions(config, template: PromptTemplate) -> list[Question]:
             temperature=config.temperature,
             schema=edit_requests.SCHEMA if as_json else None,
         )
-        unasked = "" if task.response.strip() else NO_RESPONSE
+        skipped = "" if task.response.strip() else NO_RESPONSE
         if estimate_tokens(task.response) > config.max_new_tokens:
-            unasked = TOO_LONG
-        questions.append(Question(task, request, tag, unasked))
-    too_long = [n for n, question in enumerate(questions, 1) if question.unasked == TOO_LONG]
-    named = ", ".join(map(str, too_long[:ROWS_NAMED])) + ", …" * (len(too_long) > ROWS_NAMED)
+            skipped = TOO_LONG
+        questions.append(Question(task, request, tag, skipped))
+    too_long = [n for n, question in enumerate(questions, 1) if question.skip_reason == TOO_LONG]
+    shown = ", ".join(map(str, too_long[:MAX_SHOWN])) + ", …" * (len(too_long) > MAX_SHOWN)
     tokens = max(estimate_tokens(question.task.response) for question in questions)
     sentence = (
         f"max_new_tokens={config.max_new_tokens}: a reply cannot hold the edit of {len(too_long)} "
-        f"of {len(questions)} responses (row {named}), the longest of about {tokens:,} tokens; "
+        f"of {len(questions)} responses (row {shown}), the longest of about {tokens:,} tokens; "
         f"set --config.max_new_tokens={-(-tokens * 5 // 400) * 100}"
     )
-    if len(too_long) == sum(question.unasked != NO_RESPONSE for question in questions) > 0:
+    if len(too_long) == sum(question.skip_reason != NO_RESPONSE for question in questions) > 0:
         raise InputError(sentence)
-    if all(question.unasked for question in questions):
+    if all(question.skip_reason for question in questions):
         raise InputError(
             f"input={config.input}: none of its rows has a response to edit; "
             "launch.generate makes responses"
@@ -152,15 +152,15 @@ def make_row(
         row["finished"] = False
     annotator = {"annotator": f"{config.provider}/{config.model}"}
     if isinstance(reply, Rejected):
-        reason = reply.reason if question.unasked else f"rejected: {reply.reason}"
+        reason = reply.reason if question.skip_reason else f"rejected: {reply.reason}"
         return row | {"reason": reason, "reply": ""} | annotator, False
     edit = edit_requests.parse_reply(
         reply, task, config.max_change_ratio, tag=question.tag, template_text=template_text
     )
     if edit.reason:
         return row | {"reason": edit.reason, "reply": reply.text} | annotator, False
-    whole = {"reply": reply.text} if edit.unwrapped else {}
-    return row | {"edited": edit.edited} | whole | annotator, True
+    raw = {"reply": reply.text} if edit.unwrapped else {}
+    return row | {"edited": edit.edited} | raw | annotator, True
 
 
 def print_summary(output: Path, edits: int, rejected: int) -> None:
@@ -198,4 +198,4 @@ def print_summary(output: Path, edits: int, rejected: int) -> None:
 
 
 if __name__ == "__main__":
-    asking.command(main, CONFIG, __doc__)
+    llm.command(main, CONFIG, __doc__)

@@ -18,14 +18,14 @@ from fgrlhf_jax.feedback.judges.alpaca_eval import Comparison
 from fgrlhf_jax.feedback.judges.judge import make_labels
 from fgrlhf_jax.runtime.files import write_jsonl
 from fgrlhf_jax.tiny_world.datasets import make_feedback
-from launch.shared import asking, cli, judging, reading
+from launch.shared import cli, judging, llm, reading
 
 CONFIG = "configs/collect_preferences.py"
 
 
 def main(config) -> None:
     annotations = judging.annotations_path(config.output)
-    output = cli.check_output(config, (".jsonl",), [config.input], beside=[annotations])
+    output = cli.check_output(config, (".jsonl",), [config.input], extra=[annotations])
     judge = judging.check(config, has_files=bool(config.input))
     rows, left_out = read(config)
     judged = judging.judge_pairs(config, rows[: config.limit or None], judge)
@@ -83,4 +83,4 @@ def report(config, judged: list[Comparison], labels: int, counts: Counter, left_
 
 
 if __name__ == "__main__":
-    asking.command(main, CONFIG, __doc__)
+    llm.command(main, CONFIG, __doc__)

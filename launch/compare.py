@@ -28,8 +28,8 @@ from launch import pipeline
 from launch.shared import cli
 
 CONFIG = "configs/compare.py:tiny"
-LOOKED_AT = 500  # edits that are tokenized for the lengths, spread over the file
-FEW = 30  # fewer test prompts cause a warning
+SAMPLE_SIZE = 500  # edits that are tokenized for the lengths, spread over the file
+MIN_PROMPTS = 30  # fewer test prompts cause a warning
 
 
 def check(config: ConfigDict) -> None:
@@ -58,22 +58,22 @@ def describe(
             f"{error}, or take the lengths of another kind of model: "
             f"--config=configs/compare.py:{'|'.join(compare.VARIANTS)}"
         ) from error
-    some = edits[:: -(-len(edits) // LOOKED_AT)]
-    prompts = np.array([len(encode_prompt(tokenizer, template, edit)[0]) for edit in some])
-    responses = np.array([len(encode_text(tokenizer, edit.edited)) for edit in some])
+    sample = edits[:: -(-len(edits) // SAMPLE_SIZE)]
+    prompts = np.array([len(encode_prompt(tokenizer, template, edit)[0]) for edit in sample])
+    responses = np.array([len(encode_text(tokenizer, edit.edited)) for edit in sample])
     lines = [
         f"{len(edits)} edits; half of the prompts have more than {np.median(prompts):.0f} tokens, "
         f"half of the edited responses more than {np.median(responses):.0f}"
     ]
-    for name, lengths, what in (
+    for name, lengths, text in (
         ("max_prompt_length", prompts, "prompts are longer, and cut"),
         ("max_new_tokens", responses, "edited responses are longer than what will be sampled"),
     ):
         if (longer := np.mean(lengths > config[name])) > 0.1:
-            lines.append(f"{name}={config[name]}: {100 * longer:.0f} % of the {what}")
+            lines.append(f"{name}={config[name]}: {100 * longer:.0f} % of the {text}")
     distinct = len(datasets.distinct_prompts(edits))
     held_out = config.files.test or config.files.edits_validation
-    if not held_out and (few := round(distinct / 20)) < FEW:
+    if not held_out and (few := round(distinct / 20)) < MIN_PROMPTS:
         lines.append(
             f"of {distinct} prompts about {few} will judge, too few to show much; give "
             "--config.files.test=FILE of prompts, which need no responses"

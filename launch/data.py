@@ -24,7 +24,7 @@ from launch.shared import cli, reading
 
 CONFIG = "configs/data.py"
 EMBEDDED_ROWS = 500
-LEFT_OUT = {"without_output": "without an output", "repeated": "repeated"}
+DROP_REASONS = {"without_output": "without an output", "repeated": "repeated"}
 
 
 def main(config) -> None:
@@ -71,7 +71,7 @@ def convert(config) -> None:
     else:
         write_jsonl(output, converted)
     print(f"{len(converted)} rows in {output}")
-    for name, reason in LEFT_OUT.items():
+    for name, reason in DROP_REASONS.items():
         if counts.get(name):
             print(f"left out: {counts[name]} {reason}")
 

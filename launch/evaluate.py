@@ -28,7 +28,7 @@ from fgrlhf_jax.functional import correction as correction_metrics
 from fgrlhf_jax.functional.length_control import MINIMAL, Difficulty
 from fgrlhf_jax.runtime.files import write_json
 from fgrlhf_jax.tiny_world.datasets import make_feedback
-from launch.shared import asking, cli, judging, reading
+from launch.shared import cli, judging, llm, reading
 
 CONFIG = "configs/evaluate.py"
 Models = list[list[Comparison]]  # the comparisons of one or two models
@@ -120,10 +120,10 @@ def check(config) -> tuple[Path, str]:
     files = split_sources(spec) if spec else []
     if len(files) > 2:
         raise InputError("one or two models are evaluated at a time; give at most two files")
-    read, beside = [*files, config.reference, config.difficulty], []
+    read, extra = [*files, config.reference, config.difficulty], []
     if not config.annotations:
-        beside = [judging.annotations_path(config.output, 1 + n) for n in range(len(files) or 1)]
-    output = cli.check_output(config, (".json",), read, beside=beside)
+        extra = [judging.annotations_path(config.output, 1 + n) for n in range(len(files) or 1)]
+    output = cli.check_output(config, (".json",), read, extra=extra)
     return output, "" if config.annotations else judging.check(config, has_files=bool(files))
 
 
@@ -175,11 +175,11 @@ def select(config, models: Models) -> Models:
 
 def common_prompts(models: Models) -> Models:
     """The rows whose prompts all models have."""
-    numbered = [alpaca_eval.by_prompt(rows) for rows in models]
-    common = set.intersection(*map(set, numbered))
+    by_prompt = [alpaca_eval.by_prompt(rows) for rows in models]
+    common = set.intersection(*map(set, by_prompt))
     if not common:
         raise InputError("the two models have no prompt in common")
-    return [[row for key, row in rows.items() if key in common] for rows in numbered]
+    return [[row for key, row in rows.items() if key in common] for rows in by_prompt]
 
 
 def summarize(models: Models, seed: int, difficulty: Difficulty | None) -> dict:
@@ -231,10 +231,10 @@ def model_lines(result: dict) -> list[str]:
         f"{result['reference_length']:.1f}",
     ]
     if "fluency_model" in result:
-        ours, others = (nats(result[name]) for name in ("fluency", "reference_fluency"))
+        fluency, reference = (nats(result[name]) for name in ("fluency", "reference_fluency"))
         lines.append(
-            f"fluency         {ours} nats a token under {result['fluency_model']}, the "
-            f"reference's {others}"
+            f"fluency         {fluency} nats a token under {result['fluency_model']}, the "
+            f"reference's {reference}"
         )
     if result["first_shown"] is not None:
         lines.append(
@@ -255,4 +255,4 @@ def percent(value: float, error: float | None) -> str:
 
 
 if __name__ == "__main__":
-    asking.command(main, CONFIG, __doc__)
+    llm.command(main, CONFIG, __doc__)

@@ -52,11 +52,11 @@ def main(config) -> None:
         lazy=True,
         log=log,
     )
-    used = {"template": model.template, "max_new_tokens": config.max_new_tokens}
-    learned = used | {n: value for n, value in hf_load.encoding_settings(path).items() if value}
-    differs = [f"{name}={learned[name]}" for name in used if learned[name] != used[name]]
+    settings = {"template": model.template, "max_new_tokens": config.max_new_tokens}
+    trained = settings | {n: value for n, value in hf_load.encoding_settings(path).items() if value}
+    differs = [f"{name}={trained[name]}" for name in settings if trained[name] != settings[name]]
     note = f", though the model was fine-tuned with {', '.join(differs)}" if differs else ""
-    log(", ".join(f"{name}={value}" for name, value in used.items()) + note)
+    log(", ".join(f"{name}={value}" for name, value in settings.items()) + note)
     guide = load_guide(config.guide, model, config.guide_beta) if config.guide else None
     options = {
         "generator": config.generator or path,
@@ -69,13 +69,13 @@ def main(config) -> None:
             batches, f"at most {config.max_new_tokens} tokens each", unit="batch"
         ),
     }
-    drawn = config.samples - config.greedy_last
-    sizes = {"samples": config.best_of or drawn, "keep": drawn, "seed": config.seed}
+    sampled = config.samples - config.greedy_last
+    sizes = {"samples": config.best_of or sampled, "keep": sampled, "seed": config.seed}
     rows = generate_responses(model, prompts, sampling_params, **options, **sizes, log=log)
     if config.greedy_last:
         greedy = dataclasses.replace(sampling_params, temperature=0.0)
         last = generate_responses(model, prompts, greedy, **options, log=lambda line: None)
-        groups = [[*rows[n * drawn : (n + 1) * drawn], row] for n, row in enumerate(last)]
+        groups = [[*rows[n * sampled : (n + 1) * sampled], row] for n, row in enumerate(last)]
         rows = [row for group in groups for row in group]
     if config.output:
         write_json(output, rows)

@@ -47,8 +47,8 @@ def check(config: ConfigDict) -> None:
     """Raises InputError for invalid or contradictory values."""
     cli.check_run_dir(config)
     names = arms.select(config)
-    own = config.arms.keys() - ARMS.keys()
-    if unused := sorted(own.difference(names)):
+    own_arms = config.arms.keys() - ARMS.keys()
+    if unused := sorted(own_arms.difference(names)):
         raise InputError(f"arms.{unused[0]}: is not trained; add it to run_arms={config.run_arms}")
     cli.check_adapters(config)
     files = [name for name, value in config.files.items() if value]
@@ -116,10 +116,11 @@ def check_folder(config: ConfigDict, folder: Path, planned: Sequence[Stage]) -> 
     if not [*folder.glob("stages/*.json")]:
         run_folder.check_run(config)  # the folder may hold another run
         return
-    to_do = "put back a copy of it, or choose another run_dir"
-    saved = run_folder.flatten(read_json(folder / "config.json", {}, to_do))
-    now = {name: value for name, value in run_folder.config_values(config).items() if name in saved}
-    differing = run_folder.differing_fields(saved, saved | now)
+    remedy = "put back a copy of it, or choose another run_dir"
+    saved = run_folder.flatten(read_json(folder / "config.json", {}, remedy))
+    values = run_folder.config_values(config).items()
+    current = {name: value for name, value in values if name in saved}
+    differing = run_folder.differing_fields(saved, saved | current)
     try:
         stages.find_done(planned, folder)
     except InputError as error:
@@ -165,7 +166,7 @@ def main(config: ConfigDict) -> None:
     planned = commands.build_stages(config, Path(config.run_dir))
     check_commands(planned)
     check_data(config, planned)
-    planned = budget.share(config, planned)
+    planned = budget.limit_stages(config, planned)
     folder = Path(config.run_dir)
     check_folder(config, folder, planned)
     run_folder.lock(folder)

@@ -119,12 +119,12 @@ def check_options(given: dict) -> dict:
 
 def read_rows(config, kind: str, path: str) -> Lengths | list[Demonstration] | list[Pair]:
     """Rows of --lengths for ``SHAPES[kind]``, from token counts or from tokenized texts."""
-    in_pairs = kind in ("rm", "dpo")
-    names = ("common", "edited", "original") if in_pairs else ("prompt", "response")
+    is_paired = kind in ("rm", "dpo")
+    names = ("common", "edited", "original") if is_paired else ("prompt", "response")
     if numbers := read_numbers(path, names):
         if kind == "ppo":
             return Lengths(*np.array(numbers).T)
-        make = dummy_pair if in_pairs else dummy_demonstration
+        make = dummy_pair if is_paired else dummy_demonstration
         limit = config.data.max_length
         rows = [make(*row) for row in numbers if row[0] + max(row[1:]) <= limit]
         if not rows:
@@ -142,7 +142,7 @@ def read_rows(config, kind: str, path: str) -> Lengths | list[Demonstration] | l
     data.pop("buckets", None)
     if kind in ("ppo", "dpo"):
         data["template"] = hf_load.resolve_template(model, tokenizer, config.data.template)
-    if in_pairs:
+    if is_paired:
         pairs = encode_by_kind(reading.read(config, path, "pairs"), path, tokenizer, data, report)
         return [*chain(*pairs.values())]
     if kind == "ppo":  # the plan limits lengths itself

@@ -114,12 +114,12 @@ def upload(config, kind: str, card, files: dict[str, Path]) -> str:
             api.create_branch(**options, branch=config.revision, exist_ok=True)
         options["revision"] = config.revision or None
         on_hub = api.list_repo_files(**options) if kind == "model" else []
-        gone = [
+        deleted = [
             name
             for name in set(on_hub) - set(files)
             if any(fnmatch.fnmatch(name, pattern) for pattern in checksums.PATTERNS)
         ]
-        operations = [CommitOperationDelete(name) for name in sorted(gone)]
+        operations = [CommitOperationDelete(name) for name in sorted(deleted)]
         operations += [CommitOperationAdd("README.md", str(card).encode())]
         operations += [CommitOperationAdd(name, file) for name, file in files.items()]
         message = f"Upload {Path(config.path).name} with fgrlhf_jax"

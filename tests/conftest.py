@@ -68,7 +68,7 @@ def pytest_addoption(parser):
 def pytest_sessionstart(session):
     """Applies process settings of commands, after pytest has set its hook for uncaught errors."""
     process.keep_freed_memory()
-    process.quieten_orbax()
+    process.silence_orbax()
     remove_broken_entries(cache)
 
 

@@ -11,10 +11,10 @@ from fgrlhf_jax.pipeline.flags import parse_flags
 from fgrlhf_jax.pipeline.stages import Stage
 from launch.shared import config_files
 
-NEVER = 10**5  # steps; a limit in seconds ends every run earlier
+MAX_STEPS = 10**5  # steps; a limit in seconds ends every run earlier
 
 
-def share(config: ConfigDict, planned: Sequence[Stage]) -> list[Stage]:
+def limit_stages(config: ConfigDict, planned: Sequence[Stage]) -> list[Stage]:
     """Limits the stages that train an arm or a reward model to ``config.budget_amount``.
 
     An update is one optimizer step; a step of PPO has several. The flags of an arm override the
@@ -38,18 +38,18 @@ def _limit(config: ConfigDict, stage: Stage) -> Stage:
     if not member:
         return stage
     if config.budget == "seconds":
-        flags = {"max_seconds": config.budget_amount, "steps": NEVER}
+        flags = {"max_seconds": config.budget_amount, "steps": MAX_STEPS}
         flags["optimizer.schedule"] = "constant"
     else:
-        flags = {"steps": max(1, round(config.budget_amount / updates_a_step(stage)))}
-    own = parse_flags(member.flags)
-    flags = {flag: value for flag, value in flags.items() if flag not in own}
-    before = [word for word in stage.command if word[9:].partition("=")[0] not in flags]
-    after = [f"--config.{flag}={value}" for flag, value in flags.items()]
-    return replace(stage, command=(*before, *after))
+        flags = {"steps": max(1, round(config.budget_amount / updates_per_step(stage)))}
+    member_flags = parse_flags(member.flags)
+    flags = {flag: value for flag, value in flags.items() if flag not in member_flags}
+    kept = [word for word in stage.command if word[9:].partition("=")[0] not in flags]
+    added = [f"--config.{flag}={value}" for flag, value in flags.items()]
+    return replace(stage, command=(*kept, *added))
 
 
-def updates_a_step(stage: Stage) -> int:
+def updates_per_step(stage: Stage) -> int:
     """Optimizer steps per step of a stage's command."""
     config = config_files.parse(stage.command, importlib.import_module(stage.command[0]).CONFIG)
     if "ppo_epochs" not in config:

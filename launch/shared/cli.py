@@ -46,8 +46,8 @@ def check_expression(name: str, value: str) -> None:
 def check_adapters(config: ConfigDict) -> None:
     """Raises InputError for an invalid ``config.lora``, or settings without effect."""
     check_expression("lora.targets", config.lora.targets)
-    for name, whole in (("base_dtype", "float32"), ("targets", ".")):
-        if not config.lora.rank and config.lora[name] != whole:
+    for name, default in (("base_dtype", "float32"), ("targets", ".")):
+        if not config.lora.rank and config.lora[name] != default:
             raise InputError(
                 f"lora.{name}={config.lora[name]}: has no effect, since lora.rank=0 trains all "
                 "weights; give --config.lora.rank=16"
@@ -56,8 +56,8 @@ def check_adapters(config: ConfigDict) -> None:
 
 def check_embedded(config: ConfigDict) -> None:
     """Raises InputError if a config without a training file does not fit the embedded data."""
-    given = (config.model.get("path"), config.validation, config.get("test"))
-    if any(given) or config.model.size != "tiny":
+    paths = (config.model.get("path"), config.validation, config.get("test"))
+    if any(paths) or config.model.size != "tiny":
         raise InputError(
             "train is empty; give --config.train=FILE (only tiny uses embedded data, and only "
             "without model.path, validation and test; launch.pipeline writes such files to its "
@@ -104,7 +104,7 @@ def use_devices(config: ConfigDict | None = None) -> None:
         ) from error
     from fgrlhf_jax.runtime import multihost
 
-    multihost.watch(_end_as_another)
+    multihost.watch(_exit_as_other)
     if jax.process_index() == 0:
         print(devices)
 
@@ -115,7 +115,7 @@ def check_output(
     read: Sequence[str] = (),
     *,
     field: str = "output",
-    beside: Sequence[Path] = (),
+    extra: Sequence[Path] = (),
 ) -> Path:
     """The path of the output; raises InputError if writing it at the end would fail.
 
@@ -125,7 +125,7 @@ def check_output(
     Args:
       read: the command's inputs, which it must not overwrite: FILE, or several separated by commas.
       field: the config field with the path, which may be "".
-      beside: other files that the command writes.
+      extra: other files that the command writes.
     """
     path = Path(config[field])
     if not config[field]:
@@ -134,10 +134,10 @@ def check_output(
         raise InputError(f"{field}={path}: give a FILE{' or a FILE'.join(suffixes)}")
     may_overwrite = config.get("overwrite", True) or config.get("dry_run")
     sources = {os.path.realpath(f) for spec in read if spec for f in split_sources(spec)}
-    for each in (path, *beside):
-        if os.path.realpath(each) in sources:
-            raise InputError(f"{field}: would overwrite {each}, an input; choose another")
-        check_writable(field, each, "" if may_overwrite else "--config.overwrite")
+    for file in (path, *extra):
+        if os.path.realpath(file) in sources:
+            raise InputError(f"{field}: would overwrite {file}, an input; choose another")
+        check_writable(field, file, "" if may_overwrite else "--config.overwrite")
     return path
 
 
@@ -156,7 +156,7 @@ def check_writable(name: str, path: Path, overwrite: str) -> None:
         raise InputError(f"{name}={path}: exists; choose another, or overwrite it with {overwrite}")
 
 
-def _end(sentence: str) -> NoReturn:
+def _exit_with(sentence: str) -> NoReturn:
     """Prints a sentence and ends the process, and other processes of the run, with status 2."""
     unlock()
     sentence = terminal.as_sentence(sentence)
@@ -168,19 +168,19 @@ def _end(sentence: str) -> NoReturn:
     sys.exit(2)
 
 
-def _end_as_another(error: str) -> None:
+def _exit_as_other(error: str) -> None:
     """Ends the process while its main thread waits, for the error of another process."""
     print(file=sys.stderr)  # after the progress bar
-    _end(f"error: {error}")
+    _exit_with(f"error: {error}")
 
 
-def _leave_others(error: Exception) -> None:
+def _exit_all(error: Exception) -> None:
     """Ends the process, if it is one of several, for an error that has no sentence of its own."""
     if interrupt.is_distributed():
         from fgrlhf_jax.runtime import multihost
 
-        if others := multihost.error_of_others():  # one that has ended, which a collective noticed
-            _end(f"error: {others}")
+        if other := multihost.error_of_others():  # one that has ended, which a collective noticed
+            _exit_with(f"error: {other}")
         unlock()
         multihost.leave(1, traceback.format_exc().rstrip(), f"{type(error).__name__}: {error}")
 
@@ -224,11 +224,11 @@ def command(main: Callable[[ConfigDict], None], default: str, doc: str, *others:
         sentence = f"error: {error}"
         if "template" in config.get("data", {}):
             sentence = sentence.replace("--config.template", "--config.data.template")
-        _end(sentence)
+        _exit_with(sentence)
     except Exception as error:
         if sentence := explain_fault(error):
-            _end(f"error: {sentence}")
-        _leave_others(error)
+            _exit_with(f"error: {sentence}")
+        _exit_all(error)
         raise
     except KeyboardInterrupt as error:
         unlock()

@@ -39,7 +39,7 @@ def parse_described(argv: Sequence[str], *specs: str) -> tuple[ConfigDict, dict[
             spec = value if equals else next(arguments, "")
         else:
             overrides.append(argument)
-    known = [fields_of(each) for each in specs]
+    known = [fields_of(file) for file in specs]
     config, own_fields = _load(spec, known)
     fields = _matching_fields(spec, config, own_fields, dict(zip(specs, known, strict=True)))
     matches = (re.match(r"--?(?:no)?config\.([^=]*)", argument) for argument in overrides)
@@ -48,11 +48,11 @@ def parse_described(argv: Sequence[str], *specs: str) -> tuple[ConfigDict, dict[
     names = list(flatten(config.to_dict()))
     for name in overridden:
         if name not in names:
-            raise InputError(f"--config.{name}: {_no_field(name, names)}")
+            raise InputError(f"--config.{name}: {_unknown_field(name, names)}")
     try:
         _override(config, [argv[0], *overrides], fields)
     except flags.UnrecognizedFlagError as error:
-        raise InputError(_no_flag(error.flagvalue, names)) from error
+        raise InputError(_unknown_flag(error.flagvalue, names)) from error
     check_values(flatten(config.to_dict()), fields)
     return config, fields
 
@@ -76,11 +76,11 @@ def _override(config: ConfigDict, argv: list[str], fields: Mapping[str, Field]) 
         raise flags.UnrecognizedFlagError(rest[0].partition("=")[0], rest[0])
 
 
-def _no_field(name: str, names: Collection[str]) -> str:
+def _unknown_field(name: str, names: Collection[str]) -> str:
     """The message for an unknown field: its new or its closest name."""
     if new := _new_name(name, names):
         return f"is now {new}"
-    group = [each for each in names if each.startswith(f"{name}.")]
+    group = [other for other in names if other.startswith(f"{name}.")]
     if group:
         return f"is a group of fields: {', '.join(group)}"
     close = difflib.get_close_matches(name, names, 1, 0.5)
@@ -88,7 +88,7 @@ def _no_field(name: str, names: Collection[str]) -> str:
     return f"there is no such field; {hint}"
 
 
-def _no_flag(argument: str, names: Collection[str]) -> str:
+def _unknown_flag(argument: str, names: Collection[str]) -> str:
     """The message for an unknown flag: the flag that was probably meant."""
     name, _, value = argument.lstrip("-").partition("=")
     if field := name if name in names else _new_name(name, names):
@@ -119,8 +119,8 @@ def load(spec: str) -> ConfigDict:
 def _load(spec: str, known: Sequence[Mapping[str, Field]]) -> tuple[ConfigDict, dict | None]:
     """Returns (config, ``FIELDS`` of its file); errors on renamed fields use ``known``."""
     name, _, argument = spec.partition(":")
-    places = (Path(name), ROOT / name, ROOT / "configs" / name)
-    path = next((place for place in places if place.is_file()), None)
+    paths = (Path(name), ROOT / name, ROOT / "configs" / name)
+    path = next((file for file in paths if file.is_file()), None)
     if not path:
         raise InputError(f"--config={spec}: there is no such file; give FILE.py[:ARGUMENT]")
     try:
@@ -137,7 +137,7 @@ def _load(spec: str, known: Sequence[Mapping[str, Field]]) -> tuple[ConfigDict, 
         key = re.match(r"""['"]*(Key ")?(\w+)["']""", str(error))
         for fields in known if key else ():
             if key[1] or _new_name(key[2], fields):
-                fault = _no_field(key[2], fields)
+                fault = _unknown_field(key[2], fields)
                 raise InputError(f"--config={spec}: {key[2]}: {fault}") from error
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise InputError(
@@ -154,7 +154,7 @@ def _matching_fields(
     config is for another command or lacks a field.
     """
     names = {*flatten(config.to_dict())}
-    files = " or ".join(each.partition(":")[0] for each in known)
+    files = " or ".join(file.partition(":")[0] for file in known)
     keys = own_fields and own_fields.keys()
     candidates = [fields for fields in known.values() if keys in (None, fields.keys())]
     if not candidates:

@@ -31,14 +31,14 @@ def pairs(folder: Path, seed: int) -> dict[str, list]:
 
 
 def train(
-    config: ConfigDict, run: Callable[..., dict], need: str, make: Callable[[Path, int], dict]
+    config: ConfigDict, run: Callable[..., dict], need: str, make_data: Callable[[Path, int], dict]
 ) -> dict:
     """Starts or resumes a run, or reads a finished one; returns the content of ``eval.json``.
 
     Args:
       run: ``training.sft.run``, ``training.dpo.run`` or ``reward_model.train.run``.
       need: the kind of rows that it learns from, as for ``reading.read_sets``.
-      make: makes embedded data if the config names no file.
+      make_data: makes embedded data if the config names no file.
     """
     cli.check_run(config)
     cli.use_devices(config)
@@ -46,13 +46,13 @@ def train(
     folder = Path(config.run_dir)
     if run_dir.read_finished(folder):
         print(f"{folder} is finished; its results:")
-        to_do = f"delete {folder / 'finished.json'} and run the same command"
-        return read_json(folder / "eval.json", {"validation": {}}, to_do)
+        remedy = f"delete {folder / 'finished.json'} and run the same command"
+        return read_json(folder / "eval.json", {"validation": {}}, remedy)
     if config.train:
         return run(config, reading.read_sets(config, config.train, need))
     cli.check_embedded(config)
     run_dir.lock(folder)
-    return run(config, make(folder / "data", config.seed), make_tokenizer())
+    return run(config, make_data(folder / "data", config.seed), make_tokenizer())
 
 
 def _write(folder: Path, **sets: list) -> dict[str, list]:

@@ -27,18 +27,18 @@ This page is generated: `python -m launch.shared.explain > docs/configuration.md
 """
 
 
-def help_text(doc: str, values: Mapping, fields: Mapping[str, Field], everything: bool) -> str:
+def help_text(doc: str, values: Mapping, fields: Mapping[str, Field], show_all: bool) -> str:
     """The text of ``--help``: the fields in groups, with current values and explanations.
 
     Args:
       values: current values by dotted name.
-      everything: show all fields, not only those with ``Field.first``.
+      show_all: show all fields, not only those with ``Field.first``.
     """
     width = min(max(shutil.get_terminal_size((100, 0)).columns, 72), 120)
     groups: dict[str, list[str]] = {}
-    described = {name: field for name, field in fields.items() if everything or field.first}
-    yours = {name: Field("", "", group="Your own") for name in values if name not in fields}
-    for name, field in (described | yours).items():
+    described = {name: field for name, field in fields.items() if show_all or field.first}
+    custom = {name: Field("", "", group="Your own") for name in values if name not in fields}
+    for name, field in (described | custom).items():
         choices = f" [{field.values()}]" if field.choices or field.at_most is not None else ""
         entry = _help_entry(f"    {name}={values[name]!r}", field.help + choices, width)
         groups.setdefault(field.group or "Fields", []).append(entry)
@@ -90,11 +90,11 @@ def _variants(config: ModuleType) -> list[str]:
     """A table of the fields whose values differ from the default in some variant."""
     configs = [config.get_config(name) for name in config.VARIANTS]
     fields = close_groups(configs[0], config.FIELDS)
-    flat, first = [flatten(each.to_dict()) for each in configs], flatten(configs[0].to_dict())
+    flat, first = [flatten(variant.to_dict()) for variant in configs], flatten(configs[0].to_dict())
     rows = [
         (f"`{name}`", *("" if value == field.default else f"`{value!r}`" for value in values))
         for name, field in fields.items()
-        if set(values := [each[name] for each in flat]) - {field.default}
+        if set(values := [variant[name] for variant in flat]) - {field.default}
         and (name in config.FIELDS or set(values) != {first[name]})  # not: equal in all variants
     ]
     return _table(("field", *config.VARIANTS), rows)

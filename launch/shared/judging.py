@@ -9,11 +9,11 @@ from pathlib import Path
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.judges import judge, verdicts
 from fgrlhf_jax.feedback.judges.alpaca_eval import Comparison
-from launch.shared import asking
+from launch.shared import llm
 
 EMBEDDED_JUDGE = "fgrlhf_jax.tiny_world.judge:judge"
 EMBEDDED_ROWS = 64
-EXAMPLE = 120  # characters of a reply in a message
+TAIL = 120  # characters of a reply in a message
 
 
 def check(config, *, has_files: bool) -> str:
@@ -24,7 +24,7 @@ def check(config, *, has_files: bool) -> str:
     if config.judge == "llm":
         if not (has_files or config.model or config.dry_run):
             return EMBEDDED_JUDGE
-        asking.check(config)
+        llm.check(config)
         verdicts.parse_labels(config.labels)
     elif ":" not in config.judge:
         raise InputError(
@@ -50,16 +50,16 @@ def judge_pairs(config, pairs: list[Comparison], name: str) -> list[Comparison] 
         max_tokens=config.max_new_tokens,
         temperature=config.temperature,
         labels=labels,
-        as_json=asking.reply_format(config) == "json_schema",
+        as_json=llm.reply_format(config) == "json_schema",
     )
     requests = [question.request for question in questions]
     if config.dry_run:
-        asking.print_dry_run(config, requests)
+        llm.print_dry_run(config, requests)
         return None
-    send, usage = asking.connect(config, requests)
+    send, usage = llm.connect(config, requests)
     annotator = f"{config.provider}/{config.model}"
     try:
-        with contextlib.closing(asking.collect_replies(config, requests, send, usage)) as replies:
+        with contextlib.closing(llm.collect_replies(config, requests, send, usage)) as replies:
             return judge.judge_by_replies(pairs, questions, replies, annotator, labels)
     finally:
         if usage.requests:
@@ -75,7 +75,7 @@ def print_unparsed(judged: Sequence[Comparison]) -> None:
     for row in judged:
         replies = [verdict.reply for verdict in row.verdicts if verdict.choice is None]
         text = " ".join("".join(replies[-1:]).split())
-        end = text if len(text) <= EXAMPLE else f"…{text[-EXAMPLE:]}"  # verdicts come last
+        end = text if len(text) <= TAIL else f"…{text[-TAIL:]}"  # verdicts come last
         examples.setdefault(row.reason, end)
     lines = [
         f"{count} × {reason}" + (f"; a reply ends {examples[reason]!r}" if examples[reason] else "")

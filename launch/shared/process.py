@@ -25,7 +25,7 @@ def begin() -> None:
 
     It also expands ``~/`` in ``--config.run_dir=~/run``, which shells do only where a word begins.
     """
-    ask_for_huge_pages()
+    enable_huge_pages()
     interrupt.begin_command()
     terminal.protect()
     os.environ["JAX_ENABLE_X64"] = "0"  # arrays and checkpoints have at most 32 bits
@@ -38,17 +38,17 @@ def begin() -> None:
             os.chdir("/proc")  # no relative path exists or can be created there
 
 
-def ask_for_huge_pages() -> None:
+def enable_huge_pages() -> None:
     """Restarts this process with glibc's huge pages, which it can enable only at start.
 
     Applies if Linux grants huge pages on request only. With pages of 4 KB, half of the time of
     decoding goes into looking up addresses of weights.
     """
-    given = os.environ.get("GLIBC_TUNABLES", "")
+    tunables = os.environ.get("GLIBC_TUNABLES", "")
     with contextlib.suppress(OSError):  # no such file or no restart: slower, but works
         modes = Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text()
-        if "[madvise]" in modes and HUGE_PAGES.partition("=")[0] not in given:
-            os.environ["GLIBC_TUNABLES"] = ":".join(filter(None, (given, HUGE_PAGES)))
+        if "[madvise]" in modes and HUGE_PAGES.partition("=")[0] not in tunables:
+            os.environ["GLIBC_TUNABLES"] = ":".join(filter(None, (tunables, HUGE_PAGES)))
             os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
@@ -58,7 +58,7 @@ def prepare() -> None:
     # Only the tokenizers of transformers are used; its advice would confuse.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     keep_freed_memory()
-    quieten_orbax()
+    silence_orbax()
     end_with_parent()
 
 
@@ -75,7 +75,7 @@ def keep_freed_memory() -> None:
 
 
 @functools.cache
-def quieten_orbax() -> None:
+def silence_orbax() -> None:
     """Hides orbax's log lines about every save, and about errors that it raises anyway."""
     for name in ("absl", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)

@@ -12,8 +12,8 @@ from fgrlhf_jax.data.records import Edit, Instruction, Record, RecordAndRow
 from fgrlhf_jax.data.row_fields import OPEN_TURN
 from fgrlhf_jax.data.split import split
 
-NAMED = 3  # printed messages about left-out rows
-FEW = 20  # smaller validation sets cause a warning
+MAX = 3  # printed messages about left-out rows
+MIN_ROWS = 20  # smaller validation sets cause a warning
 
 
 def read_with_rows(config: ConfigDict, spec: str, need: str = "any") -> list[RecordAndRow]:
@@ -21,12 +21,10 @@ def read_with_rows(config: ConfigDict, spec: str, need: str = "any") -> list[Rec
     refused = [] if config.invalid == "drop" else None
     pairs = sources.read_with_rows(spec, need=need, columns=config.columns, refused=refused)
     if refused:
-        print(
-            f"{spec}: {len(refused)} rows left out", *refused[:NAMED], sep="\n  ", file=sys.stderr
-        )
-    if opened := [row for row, _ in pairs if OPEN_TURN.search(records.prompt_text(row)[-100:])]:
+        print(f"{spec}: {len(refused)} rows left out", *refused[:MAX], sep="\n  ", file=sys.stderr)
+    if open_turns := [row for row, _ in pairs if OPEN_TURN.search(records.prompt_text(row)[-100:])]:
         reason = "prompts end as a template opens an answer, and another is written around them"
-        print(f"{spec}: {len(opened)} {reason}; give messages instead, or template=plain")
+        print(f"{spec}: {len(open_turns)} {reason}; give messages instead, or template=plain")
     columns = parse_columns(config.columns)
     if count := sum(sources.is_prompt_in_texts(row, columns) for _, row in pairs):
         print(f"{spec}: {count} pairs have no prompt field; their common beginning is the prompt")
@@ -50,14 +48,14 @@ def imitated(rows: Sequence[Record], spec: str) -> list[Record]:
     return rows
 
 
-def tell_shared(train: Sequence[Record], others: dict[str, Sequence[Record]]) -> None:
+def print_shared(train: Sequence[Record], others: dict[str, Sequence[Record]]) -> None:
     """Prints how many rows of other files are in the training set, or have a prompt of it."""
     counts = Counter(map(records.prompt_id, train))  # of half of the rows: one for all edits
     known = {*train, *(prompt for prompt, count in counts.items() if 2 * count < len(train))}
     for name, rows in others.items():
         if shared := sum(not known.isdisjoint((row, records.prompt_id(row))) for row in rows):
-            what = f"{shared} of {len(rows)} rows have a prompt of the training file"
-            print(f"{name}: {what}, and its figures say little of others; take them out")
+            message = f"{shared} of {len(rows)} rows have a prompt of the training file"
+            print(f"{name}: {message}, and its figures say little of others; take them out")
 
 
 def read_sets(config: ConfigDict, train: str, need: str = "any") -> dict[str, Sequence[Record]]:
@@ -79,12 +77,12 @@ def read_sets(config: ConfigDict, train: str, need: str = "any") -> dict[str, Se
     if not config.validation:
         parts = split(sets["train"], config.validation_share, config.seed, exact=True)
         sets |= dict(zip(("train", "validation"), parts, strict=True))
-        if len(parts[1]) < FEW:
+        if len(parts[1]) < MIN_ROWS:
             print(
                 f"validation: {len(parts[1])} rows are too few for reliable figures; give "
                 f"--config.validation or a validation_share above {config.validation_share}"
             )
-    tell_shared(sets["train"], {name: sets[name] for name in files if name != "train"})
+    print_shared(sets["train"], {name: sets[name] for name in files if name != "train"})
     if need == "responses":
         held_out, source = set(sets["validation"]), rows.get("validation", rows["train"])
         edits = (row for row in source if isinstance(row, Edit))

@@ -5,12 +5,12 @@ import os
 import re
 import sys
 
-LONGEST_LINE = 10_000  # characters
-LONGEST_ERROR = 1_000
+MAX_LINE = 10_000  # characters
+MAX_ERROR = 1_000
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 # Control characters, text direction marks, other line ends, surrogates.
-STEERING = (
+CONTROLS = (
     "[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
 )
 COLOUR = r"\x1b\[[\d;]*m"  # used by reports and heat maps
@@ -31,11 +31,11 @@ class Stream(io.TextIOWrapper):
         names = ("encoding", "line_buffering", "write_through")
         options = {name: getattr(stream, name) for name in names}
         super().__init__(stream.detach(), errors="backslashreplace", **options)
-        self._pattern = re.compile(f"({keep})|{STEERING}")
+        self._pattern = re.compile(f"({keep})|{CONTROLS}")
 
     def write(self, text: str) -> int:
         cleaned = self._pattern.sub(lambda match: match[1] or REPLACEMENT, text)
-        lines = (shorten(line, LONGEST_LINE) for line in cleaned.split("\n"))
+        lines = (shorten(line, MAX_LINE) for line in cleaned.split("\n"))
         self._attempt(super().write, "\n".join(lines))
         return len(text)
 
@@ -47,9 +47,9 @@ class Stream(io.TextIOWrapper):
             function(*arguments)
         except OSError as error:
             self.fault = error
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self.fileno())
-            os.close(nowhere)
+            devnull = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(devnull, self.fileno())
+            os.close(devnull)
 
 
 def protect() -> None:
@@ -61,15 +61,15 @@ def protect() -> None:
         setattr(sys, f"__{name}__", getattr(sys, name))
 
 
-def shorten(text: str, longest: int) -> str:
-    """Shortens a text to at most ``longest`` characters: its beginning and its end."""
-    if len(text) <= longest:
+def shorten(text: str, limit: int) -> str:
+    """Shortens a text to at most ``limit`` characters: its beginning and its end."""
+    if len(text) <= limit:
         return text
     gap = f" … ({len(text):,} characters) … "
-    begin, end = longest * 2 // 3, longest // 3 - len(gap)
+    begin, end = limit * 2 // 3, limit // 3 - len(gap)
     return f"{text[:begin]}{gap}{text[-end:]}"
 
 
 def as_sentence(text: object) -> str:
     """Formats a message as one line, cleaned and shortened."""
-    return shorten(re.sub(STEERING, REPLACEMENT, " ".join(str(text).split())), LONGEST_ERROR)
+    return shorten(re.sub(CONTROLS, REPLACEMENT, " ".join(str(text).split())), MAX_ERROR)

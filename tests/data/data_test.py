@@ -184,7 +184,7 @@ def test_rows_with_a_prompt_of_the_training_file_are_counted(capsys):
     train = [Edit(f"Do {n}.", "", "a", "b") for n in range(3)]
     one = [Edit("Improve.", "", f"{n}", "b") for n in range(4)]  # one instruction for all
     for rows, test in ((train, [Edit("Do  2. ", "", "c", "d")]), (one[:3], one[2:])):
-        reading.tell_shared(rows, {"test": [*test, Edit("Do 7.", "", "a", "b")]})
+        reading.print_shared(rows, {"test": [*test, Edit("Do 7.", "", "a", "b")]})
         assert "test: 1 of " in capsys.readouterr().out
 
 

@@ -5,7 +5,7 @@ import pytest
 from fgrlhf_jax.feedback.annotation import server
 from fgrlhf_jax.runtime.files import write_json, write_jsonl
 from launch import annotate, collect_edits, collect_preferences, edit_report, evaluate
-from launch.shared import asking
+from launch.shared import llm
 
 EDIT = {"instruction": "q", "original": "a", "edited": "b"}
 PAIR = {"instruction": "q", "output_1": "a", "output_2": "b", "preference": 1}
@@ -24,7 +24,7 @@ LABEL = collect_preferences, {"input": "pairs.jsonl", "output": "labels.jsonl", 
 def folder(tmp_path, monkeypatch):
     for variable in (server.PASSWORD, "OPENAI_API_KEY"):
         monkeypatch.delenv(variable, raising=False)
-    monkeypatch.setattr(asking.requests, "collect_replies", None)  # nothing gets that far
+    monkeypatch.setattr(llm.requests, "collect_replies", None)  # nothing gets that far
     rows = {
         "rows": [{"instruction": "Say one.", "output": "Won."}],
         "blank": [{"instruction": "q", "output": ""}],

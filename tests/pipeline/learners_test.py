@@ -29,7 +29,7 @@ def study_of(*words: str, variant: str = "tiny", edits: str = "edits.jsonl"):
 
 def stages_of(study) -> dict[str, dict[str, str]]:
     """Per training stage the config fields that its command sets."""
-    planned = budget.share(study, build_stages(study, RUN))
+    planned = budget.limit_stages(study, build_stages(study, RUN))
     pipeline.check_commands(planned)
     names = [[word[9:].partition("=")[0] for word in stage.command] for stage in planned]
     assert all(len(each) == len({*each}) for each in names)
@@ -82,7 +82,7 @@ def test_budgets_are_equal(words):
         assert steps == ["100", "100", "12", "7"]  # 2 epochs of 64 / 16 minibatches
         assert limits == [None] * 4
     else:
-        assert steps == [str(budget.NEVER)] * 3 + ["7"]
+        assert steps == [str(budget.MAX_STEPS)] * 3 + ["7"]
         assert limits == ["8.0"] * 4
         assert {made[name]["optimizer.schedule"] for name in names} == {"constant"}
 

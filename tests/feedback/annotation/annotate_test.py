@@ -154,7 +154,7 @@ def test_settings_with_which_no_page_is_served(refusal, monkeypatch):
     assert "FGRLHF_ANNOTATE_PASSWORD is set but empty" in refusal()
     monkeypatch.setenv(server.PASSWORD, "secret")
     assert "192.0.2.1" in refusal(host="192.0.2.1")  # not an address of this machine
-    monkeypatch.setattr(annotate, "NEEDED", ("uvicorn", "no_such_module"))
+    monkeypatch.setattr(annotate, "REQUIRED", ("uvicorn", "no_such_module"))
     message = "the page needs no_such_module: pip install 'fgrlhf_jax[annotate]'"
     assert message in refusal()
 

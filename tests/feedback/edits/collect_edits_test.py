@@ -23,7 +23,7 @@ from fgrlhf_jax.feedback.llm.client import Request
 from fgrlhf_jax.runtime.continued_rows import rejected_path
 from fgrlhf_jax.runtime.files import read_jsonl, write_jsonl
 from launch import collect_edits
-from launch.shared import asking, config_files
+from launch.shared import config_files, llm
 
 REASONS = {3: "unparsed", 6: "unchanged", 8: "rewritten"}  # by the last digit of a row
 
@@ -112,7 +112,7 @@ def test_a_dry_run_sends_nothing(responses, tmp_path, capsys, monkeypatch, outpu
     assert "10 of 39 prompts are answered already" in cached
     monkeypatch.setattr(sys, "argv", ["collect_edits", "--dry-run"])
     before = signal.getsignal(signal.SIGTERM)
-    asking.command(collect_edits.main, CONFIG, "")
+    llm.command(collect_edits.main, CONFIG, "")
     signal.signal(signal.SIGTERM, before)
     assert "20 requests to anthropic/MODEL" in capsys.readouterr().out
 
@@ -127,7 +127,7 @@ def test_the_format_of_replies():
     ):
         config = config_files.load(CONFIG)
         config.update({"provider": provider} | fields)
-        assert asking.reply_format(config) == expected
+        assert llm.reply_format(config) == expected
 
 
 def test_replies_under_a_schema(responses, output):
@@ -207,7 +207,7 @@ def test_a_local_model_is_known_by_the_content_of_its_files(tmp_path):
     for content in "112":
         weights.write_text(content)
         os.utime(weights, (len(known), len(known)))
-        known.append(asking.model_identity(config))
+        known.append(llm.model_identity(config))
     assert known[0] == known[1] != known[2]
 
 
@@ -215,10 +215,10 @@ def test_a_local_model_is_known_by_the_content_of_its_files(tmp_path):
 COMMAND = """
 import request_cases
 from launch import collect_edits
-from launch.shared import asking
+from launch.shared import llm
 
 request_cases.shorten_pauses()
-asking.command(collect_edits.main, collect_edits.CONFIG, "")
+llm.command(collect_edits.main, collect_edits.CONFIG, "")
 """
 
 
@@ -256,7 +256,7 @@ def test_killed_several_times_and_interrupted(tmp_path, request):
         server.work, before = 0.01, server.delivered.total()
         command = (server, responses, stopped, "openai")
         fields = {"limits.concurrency": concurrency}
-        identity = asking.model_identity(parse(*command, **fields))
+        identity = llm.model_identity(parse(*command, **fields))
         for number in (*[signal.SIGKILL] * kills, signal.SIGINT):
             until = server.delivered.total() + rng.randint(5, 30)
             with started(*command, **fields) as process:

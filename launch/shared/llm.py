@@ -102,26 +102,27 @@ def collect_replies(
     )
 
 
-def print_dry_run(config, prompts: Sequence[Request], written: int = 0) -> None:
+def print_dry_run(config, prompts: Sequence[Request], tokens_out: int = 0) -> None:
     """Prints the first prompts as they would be sent, and estimates of tokens and cost.
 
-    ``written`` is the estimated number of output tokens for all prompts, 0 if unknown.
+    ``tokens_out`` is the estimated number of output tokens for all prompts, 0 if unknown.
     """
     for number, request in enumerate(prompts[:PROMPTS_SHOWN], 1):
         print(f"== prompt {number} of {len(prompts)}\n{request.prompt}\n")
-    left = find_remaining(config, prompts)
-    to_read = sum(estimate_tokens(request.prompt) for request in left)
-    written = round(written * len(left) / max(1, len(prompts)))
-    bounds = [("about", written)] if written else []
-    bounds.append(("at most", sum(request.max_tokens for request in left)))
+    remaining = find_remaining(config, prompts)
+    tokens_in = sum(estimate_tokens(request.prompt) for request in remaining)
+    tokens_out = round(tokens_out * len(remaining) / max(1, len(prompts)))
+    bounds = [("about", tokens_out)] if tokens_out else []
+    bounds.append(("at most", sum(request.max_tokens for request in remaining)))
     print(
-        f"{len(left)} requests to {config.provider}/{config.model or 'MODEL'}: about "
-        f"{to_read:,} tokens to read, "
+        f"{len(remaining)} requests to {config.provider}/{config.model or 'MODEL'}: about "
+        f"{tokens_in:,} tokens to read, "
         f"{', '.join(f'{bound} {tokens:,}' for bound, tokens in bounds)} to write; "
-        f"{len(prompts) - len(left)} of {len(prompts)} prompts are answered already or duplicates"
+        f"{len(prompts) - len(remaining)} of {len(prompts)} prompts are answered already "
+        "or duplicates"
     )
     if config.price_input or config.price_output:
-        read = config.price_input * to_read / 1e6
+        read = config.price_input * tokens_in / 1e6
         costs = [(bound, read + config.price_output * n / 1e6) for bound, n in bounds]
         text = ", ".join(f"{bound} {cost:.2f}" for bound, cost in costs)
         print(f"cost at price_input and price_output: {text}")
