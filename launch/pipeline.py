@@ -93,7 +93,7 @@ def check_data(config: ConfigDict, planned: Sequence[Stage]) -> None:
     elif config.embedded:
         counts = {"ppo": config.world.ppo, "sft": config.world.sft}
     else:
-        sets = datasets.drop_held_out_prompts(datasets.sets_of_files(config))
+        sets = datasets.drop_held_out_prompts(datasets.read_file_sets(config))
         counts = {name: len(rows) for name, rows in sets.items()}
     for stage in planned:
         fields = config_files.parse(stage.command, importlib.import_module(stage.command[0]).CONFIG)

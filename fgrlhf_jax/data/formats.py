@@ -35,13 +35,13 @@ from fgrlhf_jax.data.row_fields import (
     Row,
     check_row,
     common_beginning,
-    field_of,
-    flag_of,
-    preference_of,
+    read_field,
+    read_flag,
+    read_preference,
     read_prompt,
+    read_spans,
+    read_text,
     refuse_two_prompts,
-    spans_of,
-    text_of,
     without_prompt,
 )
 from fgrlhf_jax.data.row_labels import check_scores, check_trained
@@ -134,7 +134,7 @@ def parse_row(
     if is_transcript(row.get("prompt")):
         rests = (re.sub(r"\A(\s*Assistant:)? ?", "", text) for text in answers)
         texts = dict(zip(names or ("output",), rests, strict=False))
-        answers = [text_of(texts, name, where, may_be_blank) for name in texts]
+        answers = [read_text(texts, name, where, may_be_blank) for name in texts]
     if messages := tuple(Message(**turn) for turn in prompt.pop("messages", ())):
         prompt = {"instruction": "", "input": "", "messages": messages}
     if kind is Instruction:
@@ -142,14 +142,14 @@ def parse_row(
             check_trained(row, (*names, *(PROMPTS[:2] if last is not None else ())), where)
         if not answers:
             is_open = need in ("prompts", "rows") or any(row.get(name) for name in PROMPTS[:2])
-            answers = [""] if is_open else [text_of(row, "output", where)]
+            answers = [""] if is_open else [read_text(row, "output", where)]
     else:
         prompt["id"] = "" if row.get("id") is None else str(row["id"])
     fields = prompt | dict(zip(RESPONSES[kind], answers, strict=True))
     fields |= _labels(row, kind, layout, where, need, columns)
     if kind is Edit:
         start = length - len(answers[0])
-        fields["error_spans"] = spans_of(row.get("error_spans"), start, length, where)
+        fields["error_spans"] = read_spans(row.get("error_spans"), start, length, where)
     if kind is Instruction and need == "pairs":
         raise InputError(
             f"{where}: has one response or none; give edits (original, edited) or preferences "
@@ -160,7 +160,7 @@ def parse_row(
 
 def _rename_columns(row: Row, where: str, columns: Mapping[str, str]) -> dict[str, Any]:
     """Renames fields of ``columns``, OpenAI's and alpaca_eval's rows to this project's names."""
-    named = {field: field_of(row, column, where) for field, column in columns.items()}
+    named = {field: read_field(row, column, where) for field, column in columns.items()}
     row = {name: value for name, value in row.items() if name not in columns.values()} | named
     if isinstance(value := row.get("input"), Mapping) and "messages" in value:
         check_texts(value, where)
@@ -169,7 +169,7 @@ def _rename_columns(row: Row, where: str, columns: Mapping[str, str]) -> dict[st
         if row.get(name) and row.get("messages"):
             row |= {"chosen": row["messages"], "rejected": row[name]}
     if "raw_instruction" in row:  # alpaca_eval
-        raw, input = (text_of(row, name, where, True) for name in ("raw_instruction", "input"))
+        raw, input = (read_text(row, name, where, True) for name in ("raw_instruction", "input"))
         if join_prompt(raw, input) != row.get("instruction"):
             refuse_two_prompts(["raw_instruction and input", "instruction"], where)
         row["instruction"] = raw
@@ -188,14 +188,14 @@ def _labels(
     fields, names = {}, layout[:2]
     if kind is Preference:
         has_label = len(layout) > 2 and need != "candidates"
-        fields["preference"] = preference_of(row, layout[2], where) if has_label else 1
+        fields["preference"] = read_preference(row, layout[2], where) if has_label else 1
         is_labelled = layout == ("chosen", "rejected") and need not in ("prompts", "candidates")
         if is_labelled and not columns.keys() & {*layout}:
             check_scores(row, where)
     flags = FINISHED[1:] if kind is Preference else FINISHED[:1]
     for flag, name in zip(flags, names or ("output",), strict=False):
         column = flag if flag in columns else _FLAG_OF.get(columns.get(name, name), flag)
-        fields[flag] = flag_of(row, column, where)
+        fields[flag] = read_flag(row, column, where)
     reasons = map(row.get, ("finish_reason", "stop_reason", "done_reason", "finishReason"))
     if kind is Instruction and not _CUT.isdisjoint(str(reason).lower() for reason in reasons):
         fields["finished"] = False
@@ -248,14 +248,14 @@ def _answers(
         value = row.get(name)
         may_be_transcript = name in columns or name in ("chosen", "rejected")
         if isinstance(value, str) and not (may_be_transcript and is_transcript(value)):
-            answers.append(text_of(row, name, where, blank))
+            answers.append(read_text(row, name, where, blank))
             continue
         if not value or not isinstance(value, str | list | tuple | Mapping):
-            text_of(row, name, where)
+            read_text(row, name, where)
         *turns, last = parse_turns(value, f"{where}: {name}")
         if last["role"] != "assistant":
             raise InputError(f"{where}: {name} does not end with the assistant's turn; add it")
-        answers.append(text_of({name: last["content"]}, name, where, blank))
+        answers.append(read_text({name: last["content"]}, name, where, blank))
         if turns:
             histories[name] = turns
     if len(histories) == 2 and histories[names[0]] != histories[names[1]]:

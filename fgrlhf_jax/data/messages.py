@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from fgrlhf_jax.data.conversations import ROLES, load_json
-from fgrlhf_jax.data.row_fields import number_of
+from fgrlhf_jax.data.row_fields import to_number
 from fgrlhf_jax.data.tables import Rows
 from fgrlhf_jax.errors import InputError
 
@@ -127,7 +127,7 @@ def _messages(row: Any) -> list[Row]:
 
 
 def _rank(message: Row) -> float:
-    rank = number_of(message.get("rank"))
+    rank = to_number(message.get("rank"))
     return math.inf if math.isnan(rank) else rank
 
 

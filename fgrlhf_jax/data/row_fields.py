@@ -64,7 +64,7 @@ def _names(names: Iterable[str]) -> str:
     return ", ".join([*names[:12], *(["…"] if len(names) > 12 else [])]) or "none"
 
 
-def field_of(row: Row, name: str, where: str) -> Any:
+def read_field(row: Row, name: str, where: str) -> Any:
     if name not in row:
         raise InputError(
             f"{where}: misses the field {name!r:.60} (it has {_names(row)}); a row has a prompt "
@@ -75,9 +75,9 @@ def field_of(row: Row, name: str, where: str) -> Any:
     return row[name]
 
 
-def text_of(row: Row, name: str, where: str, blank: bool = False) -> str:
+def read_text(row: Row, name: str, where: str, blank: bool = False) -> str:
     """The text in a field of a row; raises InputError if missing or, unless ``blank``, empty."""
-    text = field_of(row, name, where)
+    text = read_field(row, name, where)
     if not isinstance(text, str):
         value = json.dumps(text, default=str)[:40]
         raise InputError(f"{where}: the field {name!r} is {value}, not a string; put a text there")
@@ -86,10 +86,10 @@ def text_of(row: Row, name: str, where: str, blank: bool = False) -> str:
     return text
 
 
-def preference_of(row: Row, name: str, where: str) -> int:
+def read_preference(row: Row, name: str, where: str) -> int:
     """Which answer is better, 1 or 2."""
-    value = field_of(row, name, where)
-    number = number_of(value)
+    value = read_field(row, name, where)
+    number = to_number(value)
     if name == "overall_preference":
         if 1 <= abs(number) <= 3:
             return 1 if number < 0 else 2
@@ -102,7 +102,7 @@ def preference_of(row: Row, name: str, where: str) -> int:
     raise InputError(f"{where}: {name} is {shown}; it must be {allowed}")
 
 
-def number_of(value: Any) -> float:
+def to_number(value: Any) -> float:
     """Converts a number or its text (as in CSV) to float; NaN for other values."""
     try:
         return math.nan if isinstance(value, bool) else float(value)
@@ -116,7 +116,7 @@ _FLAGS = {
 }
 
 
-def flag_of(row: Row, name: str, where: str) -> bool:
+def read_flag(row: Row, name: str, where: str) -> bool:
     """The bool in a field, or its text (as in CSV); True if it is missing."""
     value = row.get(name)
     flag = True if value in (None, "") else _FLAGS.get(str(value).lower())
@@ -126,7 +126,7 @@ def flag_of(row: Row, name: str, where: str) -> bool:
     return flag
 
 
-def spans_of(spans: Any, begin: int, length: int, where: str) -> tuple[tuple[int, int], ...]:
+def read_spans(spans: Any, begin: int, length: int, where: str) -> tuple[tuple[int, int], ...]:
     """(start, end) from ``begin`` of spans given as {"start", "end"} objects or as [start, end]."""
     if spans is not None and not isinstance(spans, list | tuple):
         raise InputError(f"{where}: error_spans is {spans!r:.40}, not a list of spans")
@@ -161,7 +161,7 @@ def read_prompt(
         if name not in names or value is None or value == []:
             continue
         if name == "instruction":
-            texts[name] = text_of(row, name, where, blank=True)
+            texts[name] = read_text(row, name, where, blank=True)
         elif not isinstance(value, str) or name in PROMPTS[:2] or is_transcript(value):
             turns = parse_turns(value, f"{where}: {name}")
             *earlier, end = turns
@@ -171,10 +171,10 @@ def read_prompt(
                 last, turns = (None if is_open else end["content"]), earlier
             conversations[name] = turns
         elif name != "context":
-            texts[name] = text_of(row, name, where, blank=True)
+            texts[name] = read_text(row, name, where, blank=True)
     context = row.get("context") if isinstance(row.get("context"), str) else ""
     input = context if row.get("input") is None else row["input"]
-    input = text_of({"input": input}, "input", where, blank=True)
+    input = read_text({"input": input}, "input", where, blank=True)
     input = input if input.strip() or not context.strip() else context
     for name, turns in histories.items():
         if turns[0]["role"] == "assistant" and "prompt" in conversations:  # continues the prompt
@@ -235,7 +235,7 @@ def _history(row: Row, where: str) -> Turns:
 def _with_system(row: Row, turns: Turns, where: str) -> Turns:
     """Puts the field "system", or "system_prompt" as in OpenOrca, before the turns."""
     names = [n for n in ("system", "system_prompt", "system_message") if row.get(n) is not None]
-    texts = {name: text_of(row, name, where, blank=True) for name in names}
+    texts = {name: read_text(row, name, where, blank=True) for name in names}
     texts = {name: text for name, text in texts.items() if text.strip()}
     if texts and turns[0]["role"] == "system":
         texts["the system message of the messages"] = turns[0]["content"]
@@ -271,9 +271,10 @@ def common_beginning(
         reason = f"{' and '.join(names)} are conversations in an unknown format"
         raise InputError(f"{where}: {reason}; give lists of messages with role and content")
     if others or not start:
-        field_of({n: 0 for n in row if n != "instruction"}, "instruction", where)
+        read_field({n: 0 for n in row if n != "instruction"}, "instruction", where)
     remaining = {name: text[len(start) :] for name, text in zip(names, answers, strict=True)}
-    return {"instruction": start, "input": ""}, [text_of(remaining, name, where) for name in names]
+    answers = [read_text(remaining, name, where) for name in names]
+    return {"instruction": start, "input": ""}, answers
 
 
 def without_prompt(prompt: Any, answers: list[str]) -> list[str]:

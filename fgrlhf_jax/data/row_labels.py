@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Mapping
 
 from fgrlhf_jax.data.conversations import parse_list
-from fgrlhf_jax.data.row_fields import Row, flag_of, number_of
+from fgrlhf_jax.data.row_fields import Row, read_flag, to_number
 from fgrlhf_jax.errors import InputError
 
 # Fields in which the better answer has the higher value, unlike rank or toxicity_score.
@@ -17,13 +17,13 @@ def check_trained(row: Row, fields: Iterable[str], where: str) -> None:
     last = [each[-1] for each in turns if isinstance(each, list | tuple) and each]
     # OpenAI's files have a weight, axolotl's and SWIFT's a flag; TRL's completions a label,
     # LLaMA-Factory's rows a tag.
-    label = flag_of(row, "label", where) if "completion" in fields else row.get("label")
+    label = read_flag(row, "label", where) if "completion" in fields else row.get("label")
     marked = [turn for turn in last if isinstance(turn, Mapping)]
     names = "weight", "train", "training", "loss", "loss_scale", "loss_weight"
     flags = [(name, turn.get(name)) for turn in marked for name in names]
     flags += [("label", label), ("kto_tag", row.get("kto_tag"))]  # other labels may be 0
     for name, value in flags:
-        if str(value).lower() == "false" or (name != "label" and number_of(value) == 0):
+        if str(value).lower() == "false" or (name != "label" and to_number(value) == 0):
             reason = f"{name} is {value}".lower()
             raise InputError(f"{where}: {reason}, a response not to learn; leave it out")
 
@@ -32,12 +32,12 @@ def check_scores(row: Row, where: str) -> None:
     """Raises InputError if a row's scores or ratings are higher for the rejected answer."""
     for name in filter(_SCORE.fullmatch, row):
         other = name.replace("chosen", "rejected")
-        values = [number_of(row.get(field)) for field in (name, other)]
+        values = [to_number(row.get(field)) for field in (name, other)]
         if values[0] < values[1]:
             raise InputError(
                 f"{where}: {name} is {values[0]:g}, and {other} is {values[1]:g}; exchange the two "
                 "answers, or take these fields away"
             )
-    if number_of(row.get("margin")) < 0:  # TRL: score of chosen minus score of rejected
+    if to_number(row.get("margin")) < 0:  # TRL: score of chosen minus score of rejected
         reason = f"margin is {row['margin']}: the rejected answer is better"
         raise InputError(f"{where}: {reason}; exchange the two answers, or take this field away")

@@ -17,31 +17,31 @@ def order_by(key_B: jax.Array) -> jax.Array:
 def take(tree, order_GN: jax.Array):
     """The rows of arrays [B, ...] in the order of :func:`order_by`."""
 
-    def of(x):
+    def take_leaf(x):
         return _flatten(jax.vmap(lambda x, rows: x[rows])(_by_device(x), order_GN))
 
-    return jax.tree.map(of, tree)
+    return jax.tree.map(take_leaf, tree)
 
 
 def split(tree, size: int):
     """Arrays [B, ...] as groups [groups, G size, ...] with ``size`` rows from each device."""
 
-    def of(x):
+    def split_leaf(x):
         x = _by_device(x)
         x = x.reshape(x.shape[0], -1, size, *x.shape[2:]).swapaxes(0, 1)
         return x.reshape(x.shape[0], -1, *x.shape[3:])
 
-    return jax.tree.map(of, tree)
+    return jax.tree.map(split_leaf, tree)
 
 
 def unsplit(tree):
     """The inverse of :func:`split`."""
 
-    def of(x):
+    def join_leaf(x):
         x = x.reshape(x.shape[0], sharding.batch_shards(), -1, *x.shape[2:]).swapaxes(0, 1)
         return _flatten(x.reshape(x.shape[0], -1, *x.shape[3:]))
 
-    return jax.tree.map(of, tree)
+    return jax.tree.map(join_leaf, tree)
 
 
 def _by_device(x: jax.Array) -> jax.Array:

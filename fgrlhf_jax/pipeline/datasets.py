@@ -26,7 +26,7 @@ ROUND_SEED = 10**5  # times the round's number: added to the seed of its simulat
 def make_data(config: ConfigDict, folder: Path) -> None:
     """Writes ``data/``, from the embedded world or from the files that the config names."""
     if config.files.edits:
-        sets = sets_of_files(config)
+        sets = read_file_sets(config)
         for name, rows in drop_held_out_prompts(sets).items():
             total = len(sets[name])
             print(f"{name}: {total} rows, {total - len(rows)} dropped: held-out prompts")
@@ -39,7 +39,7 @@ def make_data(config: ConfigDict, folder: Path) -> None:
             write_jsonl(folder / "data" / f"{name}.jsonl", rows)
 
 
-def sets_of_files(config: ConfigDict) -> dict[str, list[Record]]:
+def read_file_sets(config: ConfigDict) -> dict[str, list[Record]]:
     """The rows of every file of ``data/``, read from the files that the config names."""
     files = config.files
     edits = read_kind(Edit, files.edits)

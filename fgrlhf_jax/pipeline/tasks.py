@@ -52,7 +52,7 @@ def run_task(config: ConfigDict) -> None:
         datasets.make_round(config, folder / f"seed_{seed}", seed, name)
     elif task == "tables":
         seed_dir = folder / f"seed_{seed}"
-        models = [*arms.selected(config, "reward_models", names), *models_of_tables(seed_dir)]
+        models = [*arms.selected(config, "reward_models", names), *tabled_models(seed_dir)]
         make_tables(config, folder, seed, {model: str(seed_dir / model) for model in models})
     else:
         # The common start comes last: its file marks the stage as complete.
@@ -165,7 +165,7 @@ def measure_fluency(config: ConfigDict, prompts: Sequence[Record], answers: dict
     }
 
 
-def models_of_tables(seed_dir: Path) -> list[str]:
+def tabled_models(seed_dir: Path) -> list[str]:
     """The reward models of an existing tables.json, which an earlier start with other arms made."""
     example, file = {"reward_models": {}}, seed_dir / "tables.json"
     names = read_json(file, example)["reward_models"] if file.exists() else ()

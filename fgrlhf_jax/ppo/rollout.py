@@ -61,7 +61,7 @@ class Responses(NamedTuple):
     seconds: dict[str, float]  # of both halves, "rollout" and "scoring"
 
 
-def key_of(seed: int, purpose: int, step: int) -> jax.Array:
+def step_key(seed: int, purpose: int, step: int) -> jax.Array:
     """The random key of a purpose at a step; a pure function, so no key needs to be saved."""
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), purpose), step)
 
@@ -177,7 +177,7 @@ def roll_out_validation(
     count = min(len(prompts.ids), config.validation_prompts)
     for start in range(0, count, B):
         batch = prompts.take(row % count for row in range(start, start + B))
-        key = key_of(config.seed, purpose, start)
+        key = step_key(config.seed, purpose, start)
         responses = roll_out(context, params, normalization, batch, key, learning=False)
         yield responses, min(B, count - start)
 

@@ -128,7 +128,7 @@ class PPOTrainer:
             state.params,
             Normalization(**self.memory["normalization"]),
             prompts.take(np.repeat(rows, samples)),
-            rollout.key_of(config.seed, rollout.SAMPLE, step),
+            rollout.step_key(config.seed, rollout.SAMPLE, step),
             learning=True,
         )
         start, std = time.perf_counter(), np.float32(self.memory["normalization"]["std"])
@@ -139,7 +139,7 @@ class PPOTrainer:
                 self.frozen,
                 responses.rollout,
                 np.float32(kl_coef),
-                rollout.key_of(config.seed, rollout.SHUFFLE, step),
+                rollout.step_key(config.seed, rollout.SHUFFLE, step),
                 sharding.put_batch(ptx_rows, self.mesh, axis=1),
                 std if config.algorithm == "distill" else None,
             )

@@ -62,7 +62,7 @@ def _fact_ranks() -> dict[tuple[str, str], float]:
         (family, fact): rank / len(members)
         for family, members in facts.items()
         for rank, fact in enumerate(
-            sorted(members, key=lambda fact: tasks.hash_of(f"{family}/{fact}"))
+            sorted(members, key=lambda fact: tasks.stable_hash(f"{family}/{fact}"))
         )
     }
 
@@ -80,7 +80,7 @@ def difficulty(slot: Slot, rates: Rates = DEFAULT) -> str:
 def _wrong_word(slot: Slot, kind: str, rng: random.Random, rates: Rates) -> str:
     wrong = tasks.wrong_words(slot)
     if kind == "misconception" and rng.random() < rates.same_wrong:
-        return wrong[tasks.hash_of(f"{slot.family}/{slot.fact}") % len(wrong)]
+        return wrong[tasks.stable_hash(f"{slot.family}/{slot.fact}") % len(wrong)]
     return rng.choice(wrong)
 
 

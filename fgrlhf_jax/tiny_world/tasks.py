@@ -67,7 +67,7 @@ class Slot(NamedTuple):
 _OPEN = "<any>"
 
 
-def set_of(prompt: str, world: str = "easy") -> str:
+def prompt_set(prompt: str, world: str = "easy") -> str:
     """The set of ``SET_SHARES`` that a prompt belongs to, a function of its text only.
 
     In the fair world word order does not matter, but whether the prompt asks for held-out facts.
@@ -89,12 +89,12 @@ def set_of(prompt: str, world: str = "easy") -> str:
 def _choose_by_hash(names: Iterable[str], text: str) -> str:
     """One of the sets ``names`` by a hash, with probabilities proportional to ``SET_SHARES``."""
     shares = {name: SET_SHARES[name] for name in names}
-    position = hash_of(text) / 2**64 * round(sum(shares.values()), 9)
+    position = stable_hash(text) / 2**64 * round(sum(shares.values()), 9)
     bounds = zip(shares, itertools.accumulate(shares.values()), strict=True)
     return next((name for name, bound in bounds if position < bound), [*shares][-1])
 
 
-def hash_of(text: str) -> int:
+def stable_hash(text: str) -> int:
     """A 64-bit hash that is the same on every machine."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
@@ -105,7 +105,7 @@ def held_out_facts(family: str) -> frozenset[str]:
     facts = FACTS.get(family) or dict.fromkeys(KINDS, "")
 
     def hash_fact(fact: str) -> int:
-        return hash_of(f"held out/{family}/{' '.join(sorted((fact, facts[fact])))}")
+        return stable_hash(f"held out/{family}/{' '.join(sorted((fact, facts[fact])))}")
 
     return frozenset(sorted(facts, key=hash_fact)[: round(HELD_OUT_SHARE * len(facts))])
 
@@ -124,7 +124,7 @@ def draw_prompts(name: str, n: int, seed: int, world: str = "easy") -> list[str]
     for index in range(n):
         family = families[index % len(families)]
         drawn = (_draw(family, rng) for _ in range(20_000))
-        prompt = next((p for p in drawn if p not in prompts and set_of(p, world) == name), None)
+        prompt = next((p for p in drawn if p not in prompts and prompt_set(p, world) == name), None)
         if prompt is None:
             raise InputError(
                 f"{name}: {n} prompts are asked for, but the embedded world has few more than "

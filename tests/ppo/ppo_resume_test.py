@@ -80,7 +80,7 @@ FORGOTTEN = {
     "critic's moments": lambda: forget("opt_state", "critic"),
     "KL coefficient": forget_coefficient,
     "data position": lambda: from_the_start(rollout, "rows_of_step"),
-    "random keys": lambda: from_the_start(rollout, "key_of"),
+    "random keys": lambda: from_the_start(rollout, "step_key"),
 }
 
 

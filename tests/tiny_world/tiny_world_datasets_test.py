@@ -11,7 +11,7 @@ from fgrlhf_jax.tiny_world import datasets
 from fgrlhf_jax.tiny_world.datasets import make_feedback, make_instructions
 from fgrlhf_jax.tiny_world.judge import gold_score
 from fgrlhf_jax.tiny_world.people import Rates
-from fgrlhf_jax.tiny_world.tasks import MAX_RESPONSE, SET_SHARES, set_of
+from fgrlhf_jax.tiny_world.tasks import MAX_RESPONSE, SET_SHARES, prompt_set
 from fgrlhf_jax.tiny_world.words import vocabulary
 
 
@@ -55,7 +55,7 @@ def test_edits_and_preferences(world, tmp_path):
         pair = (preference.output_1, preference.output_2)
         assert edit.original == pair[2 - preference.preference]  # the worse response is edited
         assert edit.original != edit.edited
-    assert {set_of(edit.instruction) for edit in edits} == {"feedback"}
+    assert {prompt_set(edit.instruction) for edit in edits} == {"feedback"}
     assert len({edit.instruction for edit in edits}) == 2000
     texts = [t for e in edits for t in (e.instruction, e.original, e.edited)]
     words = [text.split() for text in texts]
@@ -71,7 +71,7 @@ def test_edits_and_preferences(world, tmp_path):
 def test_instructions_of_every_set():
     for name in SET_SHARES:
         rows = make_instructions(70, name, 3)
-        assert {set_of(row.instruction) for row in rows} == {name}
+        assert {prompt_set(row.instruction) for row in rows} == {name}
         assert -0.2 < np.mean([gold_score(row.instruction, row.output) for row in rows]) < 0.7
 
 

@@ -64,7 +64,7 @@ def test_sets_are_disjoint_and_large(drawn):
     assert len(set(everything)) == len(everything) > 30_000
     other = {name: draw_prompts(name, 700, seed=1) for name in SET_SHARES}
     for name in SET_SHARES:
-        assert {tasks.set_of(prompt) for prompt in drawn[name] + other[name]} == {name}
+        assert {tasks.prompt_set(prompt) for prompt in drawn[name] + other[name]} == {name}
         assert other[name] != drawn[name][:700]
         assert Counter(prompt.split()[0] for prompt in other[name]) == dict.fromkeys(FAMILIES, 100)
     assert draw_prompts("test", 20, 0) == drawn["test"][:20]
@@ -73,12 +73,12 @@ def test_sets_are_disjoint_and_large(drawn):
 def test_a_set_is_a_hash_of_the_text_alone():
     """It must be the same on all machines and in later versions."""
     texts = [f"reverse {a} {b}" for a, b in itertools.permutations(KIND_OF, 2)]
-    shares = Counter(map(tasks.set_of, texts))
+    shares = Counter(map(tasks.prompt_set, texts))
     for name, share in SET_SHARES.items():
         assert abs(shares[name] / len(texts) - share) < 0.03
     assert sum(SET_SHARES.values()) == pytest.approx(1)
     known = "sft feedback ppo feedback feedback test sft validation"
-    assert " ".join(map(tasks.set_of, texts[:8])) == known
+    assert " ".join(map(tasks.prompt_set, texts[:8])) == known
 
 
 def test_sets_of_the_fair_world():

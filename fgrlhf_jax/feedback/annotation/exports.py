@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from fgrlhf_jax.data.row_fields import check_row, flag_of
+from fgrlhf_jax.data.row_fields import check_row, read_flag
 from fgrlhf_jax.data.text_forms import restore_line_ends
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.annotation.items import EDITED, FINE, SKIPPED, Decision, Item
@@ -82,7 +82,7 @@ def _item(id: str, row: Row, suggestion: str, where: str, marks: Row) -> Item:
                 f"{' or '.join(names)}"
             )
         texts.append(value)
-    return Item(id, *texts, suggestion, turns, finished=flag_of(marks, "finished", where))
+    return Item(id, *texts, suggestion, turns, finished=read_flag(marks, "finished", where))
 
 
 def _decision(item: Item, name: str, text: str, is_skipped: bool, details: str) -> Decision:

@@ -86,7 +86,7 @@ def _comparison(row: Mapping[str, Any], where: str) -> Comparison:
     prompt = formats.parse_record(fields, where)
     named = ("generator_1", "generator_2", "annotator", "reason")
     names = "output_1", "output_2", *(name for name in named if row.get(name) is not None)
-    texts = {name: row_fields.text_of(row, name, where, blank=True) for name in names}
+    texts = {name: row_fields.read_text(row, name, where, blank=True) for name in names}
     value = row.get("preference", "missing")
     if type(value) not in (int, float, type(None)):
         raise InputError(
@@ -109,8 +109,8 @@ def _comparison(row: Mapping[str, Any], where: str) -> Comparison:
         # alpaca_eval drops NaN and other numbers too
         preference=float(value) if value is not None and 1 <= value <= 2 else None,
         verdicts=read,
-        finished_1=row_fields.flag_of(row, "finished_1", where),
-        finished_2=row_fields.flag_of(row, "finished_2", where),
+        finished_1=row_fields.read_flag(row, "finished_1", where),
+        finished_2=row_fields.read_flag(row, "finished_2", where),
     )
 
 
