@@ -1,7 +1,4 @@
-"""People at the page: real headless Chromium, the real command, files that must come out exact.
-
-Run with `pytest -m browser`. Chromium is any on the PATH (Debian: apt-get install chromium).
-"""
+"""The page of launch.annotate in headless Chromium (``pytest -m browser``), and its exact files."""
 
 import resource
 import shutil
@@ -64,13 +61,13 @@ AT_ONCE = """text => {
 }"""
 
 
-def test_what_an_annotator_sees(team):
+def test_editing(team):
     ann, bob = team.ann, team.bob
     assert (ann.text(), bob.text()) == ("It is 0.", EVIL)
     ann.type("It is zero.", shown="zero")
     assert ann.page.inner_text("#difference del") == "0"
     assert "25% of the words changed" in ann.page.inner_text("#difference")
-    # Bob's response is text and nothing but text.
+    # Bob's response is shown as text, not as markup.
     assert EVIL in bob.page.inner_text("#difference")
     assert bob.page.inner_text("#prompt").count(EVIL) == 2
     assert bob.page.evaluate("window.evil") is None
@@ -79,10 +76,10 @@ def test_what_an_annotator_sees(team):
     assert ann.page.evaluate(AT_ONCE, "It is zero.") == "Save the edit"
     team.edit(ann, "r0", "It is zero.")
     team.edit(bob, "r1", EVIL + " Yes.")
-    # All odd blanks come back.
+    # Unusual blanks are kept.
     text = "  one\ntwo\t \n\nthree 😀\nfour"
     team.edit(ann, "r2", text, "  one\r\ntwo\t \r\n\r\nthree 😀\r\nfour")
-    # A tab that is only open lets the others know.
+    # An open tab sends pings.
     with ann.page.expect_request(lambda request: '"ping"' in (request.post_data or "")):
         pass
     # A huge paste is refused at once.
@@ -96,7 +93,7 @@ def test_what_an_annotator_sees(team):
     assert time.monotonic() - began < 10
 
 
-def test_two_tabs_of_a_person_and_every_key(team):
+def test_two_tabs_of_one_annotator_and_every_key(team):
     ann = team.ann
     first, second = ann.page, ann.tab()
     second.wait_for_selector("#bar")  # as the same person
@@ -124,7 +121,7 @@ def test_two_tabs_of_a_person_and_every_key(team):
     assert "Ann: 4 decided, 5 left; all: 3 of 10 done" in progress
 
 
-def test_a_row_of_somebody_who_left_goes_to_others(team):
+def test_the_row_of_an_annotator_who_left_goes_to_others(team):
     ann, bob = team.ann, team.bob
     bob.type("It is o", shown="o")
     bob.page.close()
@@ -143,7 +140,7 @@ def test_a_row_of_somebody_who_left_goes_to_others(team):
     assert len(sources.read(str(team.server.output))) == 1
 
 
-def test_beyond_the_limit_overwritten_and_found_again(team):
+def test_confirmation_earlier_versions_and_search(team):
     ann = team.ann
     ann.type("It is zero, I think.", shown="think")
     ann.type("Nothing of it is left here.", shown="Nothing")
@@ -207,7 +204,7 @@ CODE = f"```\n{'name' * 20} = " + "x + " * 2000
 
 
 @pytest.mark.parametrize(("width", "height"), [(1280, 860), (390, 780)])
-def test_what_a_desk_and_a_phone_show(chromium, start, tmp_path, width, height):
+def test_layout_on_a_desk_and_a_phone(chromium, start, tmp_path, width, height):
     (tmp_path / "g.md").write_text("# House rules\n\nKeep `code`.\n")
     hebrew = {"instruction": "מה?", "output": "בירת צרפת היא ליון (Lyon), עיר גדולה!"}
     texts = {"user": "Add. " * 300, "assistant": "To what?"}, {"user": "To x.", "assistant": CODE}
@@ -254,12 +251,11 @@ def test_what_a_desk_and_a_phone_show(chromium, start, tmp_path, width, height):
     ann.leave()
 
 
-def test_a_full_disk_and_a_server_that_comes_back(chromium, start):
+def test_a_full_disk_and_a_restarted_server(chromium, start):
     server = start("--config.release_minutes=0.05")
     ann = Person(chromium, server.url, "Ann")
     ann.enter()
     ann.edit("It is zero.")
-
     size = max(path.stat().st_size for path in server.output.parent.glob("*.sqlite*"))
     unlimited = resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE)
     resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (size, unlimited[1]))
@@ -269,8 +265,7 @@ def test_a_full_disk_and_a_server_that_comes_back(chromium, start):
     assert len(server.edits(1)) == 1
     resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, unlimited)
     ann.press("Control+Enter", "Row r1 is saved")
-
-    # Killed, with the tab left open on a row: the tab goes on with the next server.
+    # Killed while the tab shows a row: the tab continues with the next server.
     text = ann.text() + " I say."
     ann.type(text, shown="say")
     server.stop(signal.SIGKILL)

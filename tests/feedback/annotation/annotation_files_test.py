@@ -124,18 +124,12 @@ OLD_HEAD = {
     "input": "4ea4eceb1791d5c796858d81f672b352ecc5ec558ca60b25e09dcd60719067f0",
 }
 OLD_EVENTS = [
-    ("open", "r0", "Ann", {}),
-    ("edited", "r0", "Ann", {"text": "Zero, é."}),
-    ("open", "r1", "Bob", {}),
-    ("edited", "r1", "Bob", {"text": "One."}),
-    ("open", "r2", "Ann", {}),
-    ("skipped", "r2", "Ann", {}),
-    ("undo", "r1", "Bob", {}),
-    ("edited", "r1", "Bob", {"text": "Won."}),
-    ("open", "r2", "Bob", {}),
-    ("fine", "r3", "Cem", {}),
-    ("open", None, "Bob", {}),
-    ("undo", "r0", "Ann", {}),
+    *(("open", "r0", "Ann", {}), ("edited", "r0", "Ann", {"text": "Zero, é."})),
+    *(("open", "r1", "Bob", {}), ("edited", "r1", "Bob", {"text": "One."})),
+    *(("open", "r2", "Ann", {}), ("skipped", "r2", "Ann", {})),
+    *(("undo", "r1", "Bob", {}), ("edited", "r1", "Bob", {"text": "Won."})),
+    *(("open", "r2", "Bob", {}), ("fine", "r3", "Cem", {})),
+    *(("open", None, "Bob", {}), ("undo", "r0", "Ann", {})),
 ]
 LOST = {"event": "lost", "id": "r0", "annotator": "Ann", "time": "2026-11-28"}
 

@@ -140,12 +140,9 @@ def test_an_edit_may_have_brackets_and_omit_much():
 @pytest.mark.parametrize(
     ("edited", "most", "fault"),
     [
-        (" \n", 1.0, "empty"),
-        ("a  b c\nd ", 1.0, "unchanged"),
-        ("a b c x", 0.25, ""),
-        ("a b c x", 0.24, "rewritten"),
-        ("w x y z", 1.0, ""),
-        ("w x y z", 0.99, "rewritten"),
+        *((" \n", 1.0, "empty"), ("a  b c\nd ", 1.0, "unchanged")),
+        *(("a b c x", 0.25, ""), ("a b c x", 0.24, "rewritten")),
+        *(("w x y z", 1.0, ""), ("w x y z", 0.99, "rewritten")),
         ("a b c d e", 0.0, "rewritten"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Annotation files read, written and summed up, against alpaca_eval's own figures."""
+"""Files of annotations and their summary, against alpaca_eval's own figures."""
 
 import json
 import math
@@ -55,15 +55,14 @@ def test_by_hand():
     assert (alone["win_rate"], alone["se"]) == (100, None)
 
 
-def test_preferences():
-    """alpaca_eval drops what is no preference."""
+def test_values_that_are_no_preference_are_none():
     values = [1.0, 2, 1.25, None, 0, 0.0, math.nan, -1, 0.5, 2.01, 7, math.inf]
     rows = read([row(0, value, finished_1="false") for value in values])
     assert not any(each.finished_1 for each in rows)
     assert [each.preference for each in rows] == [1, 2, 1.25, None, 1.5, 1.5] + [None] * 6
 
 
-def test_what_is_written_is_read_again():
+def test_a_round_trip():
     names = {"generator_1": "r", "generator_2": "m", "annotator": "j"}
     verdicts = Verdict(1, None, "hm"), Verdict(2, "tie", "C"), Verdict(2, "first", "A")
     rows = [
@@ -101,7 +100,7 @@ def test_refused_files(rows, message):
     assert str(error.value).startswith("annotations.json")
 
 
-def test_rows_that_cannot_be_summed_up():
+def test_rows_without_a_summary():
     named, other = comparisons(1.0, generator_1="a"), comparisons(2.0, generator_1="b")
     with pytest.raises(InputError, match="generator_1 is a in some rows and b in others"):
         alpaca_eval.summarize(named + other)
@@ -111,7 +110,7 @@ def test_rows_that_cannot_be_summed_up():
 
 
 def test_two_models_are_paired_by_prompt():
-    """In another order, and without the prompts at which one of them has no verdict."""
+    """In any order; prompts without a preference for both are left out."""
     model = comparisons(2.0, 1.0, 1.5, None, 2.0)
     other = comparisons(1.0, 1.0, 1.0, 1.0, None)[::-1]
     paired = alpaca_eval.paired_difference(model, other, seed=1)
@@ -119,25 +118,27 @@ def test_two_models_are_paired_by_prompt():
     assert paired["low"] <= 50 <= paired["high"]
 
 
-def test_a_leaderboards_difficulties():
-    """Its df_gamed.csv, whose empty preferences are missing, and a file of difficulties alone."""
-    path = Path("d.csv")
+def read_difficulty(text: str):
+    Path("d.csv").write_text(text)
+    return alpaca_eval.read_difficulty("d.csv")
+
+
+def test_difficulties_of_a_leaderboard():
+    """Its df_gamed.csv, where some preferences are empty, and a file of difficulties alone."""
     head = "preference,index,std_delta_len,instruction_difficulty,not_gamed_baseline,model\n"
-    path.write_text(f"{head}0.25,0,-1.5,0.5,False,m\n,1,0.1,-2,False,m\n0,0,2,0.5,False,n\n")
-    found = alpaca_eval.read_difficulty(str(path))
+    rows = "0.25,0,-1.5,0.5,False,m\n,1,0.1,-2,False,m\n0,0,2,0.5,False,n\n"
+    found = read_difficulty(head + rows)
     assert found.difficulty_N.tolist() == [0.5, -2]
     assert found.baselines_G3.tolist() == [[-1.5, 0.5, 0.25], [2, 0.5, 0]]
-    path.write_text(",0\n0,1.5\n1,-1\n")
-    found = alpaca_eval.read_difficulty(str(path))
+    found = read_difficulty(",0\n0,1.5\n1,-1\n")
     assert (found.difficulty_N.tolist(), found.baselines_G3.shape) == ([1.5, -1], (0, 3))
     for text, message in (
         ("a,b,c\n1,2,3", ":2: is not a row of numbers; give alpaca_eval's df_gamed.csv"),
         (",0\n0,1.5\n1,inf", ":3: is not a row of numbers"),
         (",0\n0,1\n2,1", ": index must number the instructions 0, 1, 2"),
     ):
-        path.write_text(text)
         with pytest.raises(InputError, match=message):
-            alpaca_eval.read_difficulty(str(path))
+            read_difficulty(text)
 
 
 OTHER_REFERENCE = [Comparison("do 0", "", "another", "b", 1.0)]

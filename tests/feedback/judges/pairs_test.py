@@ -53,11 +53,11 @@ def test_repeated_prompts_are_matched_in_order():
     assert [(row.output_1, row.output_2) for row in match(ours, theirs)] == [
         *(("3", "1"), ("4", "2"), ("2", "1"))
     ]
-    (common,) = match(ours, theirs[1:], common=True)  # of "a" nobody knows which one is missing
+    (common,) = match(ours, theirs[1:], common=True)  # which of "a" is missing is unknown
     assert common.instruction == "b"
 
 
-def test_an_input_that_is_joined_to_the_instruction_matches_one_that_is_not():
+def test_an_input_joined_to_the_instruction_matches_a_separate_one():
     ours = response("a\n\nmore", "1", input="more", raw_instruction="a")
     files = [ours, response("a\n\nmore", "2"), response("a", "3", input="more")]
     for first, second in ((0, 1), (1, 2), (2, 0)):
@@ -89,9 +89,8 @@ def test_refused_responses(rows, message, order):
 
 
 TURNS = [
-    {"role": "user", "content": "Hi."},
-    {"role": "assistant", "content": "Hello!"},
-    {"role": "user", "content": "Sing."},
+    {"role": role, "content": text}
+    for role, text in (("user", "Hi."), ("assistant", "Hello!"), ("user", "Sing."))
 ]
 
 

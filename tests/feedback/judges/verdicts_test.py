@@ -1,4 +1,4 @@
-"""Verdicts in replies: read in the form that was asked for, and in no other."""
+"""Verdicts in replies: read in the requested form, and in no other."""
 
 import pytest
 
@@ -29,16 +29,9 @@ REST = [
     "",
 ]
 JSON = [
-    '{"verdict": "C"}',
-    '{"verdict": ["A"]}',
-    '{"verdict": "A", "reason": ""}',
-    '{"verdict": "A", "verdict": "B"}',
-    '[["verdict", "A"]]',
-    '```json\n{"verdict": "A"}\n```',
-    '{"verdict": "A"} {"verdict": "A"}',
-    "VERDICT: A",
-    "A",
-    "[" * 100_000,
+    *('{"verdict": "C"}', '{"verdict": ["A"]}', '{"verdict": "A", "reason": ""}'),
+    *('{"verdict": "A", "verdict": "B"}', '[["verdict", "A"]]', '```json\n{"verdict": "A"}\n```'),
+    *('{"verdict": "A"} {"verdict": "A"}', "VERDICT: A", "A", "[" * 100_000),
 ]
 
 
@@ -49,7 +42,7 @@ def test_verdicts_are_read_in_the_form_and_in_no_other():
         assert {verdicts.parse(reply, LABELS, marker) for reply in replies} == {None}
 
 
-def test_the_form_is_asked_for():
+def test_the_form_is_described():
     assert verdicts.describe(("m", "M"), "VERDICT:").endswith("VERDICT: m\nVERDICT: M")
     assert '{"verdict": "B"} or {"verdict": "tie"}' in verdicts.describe(LABELS, None)
 
