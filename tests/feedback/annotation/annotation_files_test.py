@@ -18,18 +18,18 @@ from fgrlhf_jax.feedback.annotation.store import Annotations, database_path
 from fgrlhf_jax.runtime.files import write_jsonl
 
 CHILD = """
-import random, sys, threading
-from fgrlhf_jax.feedback.annotation.items import EDITED, Decision, Item
-from fgrlhf_jax.feedback.annotation.store import Annotations
+import random, sys
+from concurrent.futures import ThreadPoolExecutor
+from annotations_cases import Annotations, accept, draft, items
 output, names, count, overlap = sys.argv[1:]
-items = [Item(f"r{k}", f"Say {k}.", "", f"This is number {k}.") for k in range(int(count))]
 
-def annotate(name, rng):
+def annotate(name):
+    rng = random.Random(name)
     while True:
         item, progress = store.take(name), store.progress(name)
-        if item is None and (progress["done"] == len(items) or not progress["open_elsewhere"]):
-            return
         if item is None:
+            if progress["done"] == int(count) or not progress["open_elsewhere"]:
+                return
             continue
         choice = rng.random()
         if choice < 0.1:
@@ -37,20 +37,16 @@ def annotate(name, rng):
         elif choice < 0.2 and progress["mine"]:
             print("undone", store.reopen(name, item.id).id, flush=True)
         else:
-            store.draft(Decision(item.id, name, "draft", "Edi"))
-            store.decide(Decision(item.id, name, EDITED, f"Edited {item.id} by {name}"))
+            draft(store, name, item.id, "Edi")
+            accept(store, name, item.id, f"Edited {item.id} by {name}")
             print("edited", item.id, flush=True)
             store.write_edits()
 
-with Annotations(items, output, overlap=int(overlap)) as store:
+with Annotations(items(int(count)), output, overlap=int(overlap)) as store:
     print("ready", flush=True)
     sys.stdin.readline()
-    threads = [threading.Thread(target=annotate, args=(name, random.Random(name)))
-               for name in names.split()]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(annotate, names.split()))
 """
 
 

@@ -28,15 +28,10 @@ DECISIONS = [
 ]
 
 
-@pytest.fixture
-def read():
-    """A function that reads a file with the given rows."""
-
-    def read(rows, name: str = "rows.json", refused=None):
-        Path(name).write_text(rows if isinstance(rows, str) else json.dumps(rows))
-        return formats.read(name, refused=refused)
-
-    return read
+def read(rows, name: str = "rows.json", refused=None):
+    """The items and decisions in a file with the given rows."""
+    Path(name).write_text(rows if isinstance(rows, str) else json.dumps(rows))
+    return formats.read(name, refused=refused)
 
 
 @pytest.mark.parametrize("format", ["argilla", "label_studio"])
@@ -108,7 +103,7 @@ LABEL_STUDIO = {
 LABEL_STUDIO |= {"drafts": [], "meta": {}, "project": 29}
 
 
-def test_an_export_of_argilla(read):
+def test_an_export_of_argilla():
     items, decisions = read([ARGILLA])
     assert items == [Item("a", "Where is Paris?", "", "In Germany.", "In France.")]
     assert decisions == [
@@ -131,7 +126,7 @@ def test_an_export_of_argilla(read):
     assert decision.annotator == "argilla"
 
 
-def test_an_export_of_label_studio(read):
+def test_an_export_of_label_studio():
     items, decisions = read([LABEL_STUDIO])
     assert items == [Item("87", "Where is Paris?", "", "In Germany.", "In France.")]
     assert decisions == [
@@ -140,7 +135,7 @@ def test_an_export_of_label_studio(read):
     ]
 
 
-def test_our_rows_exported_by_label_studio(read):
+def test_our_rows_exported_by_label_studio():
     """It adds numbers, replaces predictions by numbers, and may drop meta."""
     row = exports.label_studio_row(ITEMS[0], DECISIONS[:2])
     row |= {"id": 12, "predictions": [286], "drafts": [], "meta": {}, "project": 3}
@@ -156,7 +151,7 @@ def test_our_rows_exported_by_label_studio(read):
     assert [decision.annotator for decision in read([row])[1]] == ["1", "1 #41"]
 
 
-def test_unreadable_rows_are_left_out_and_reported(read):
+def test_unreadable_rows_are_left_out_and_reported():
     odd = [LABEL_STUDIO | {"annotations": [7]}, {"data": {"instruction": "x"}}, 3, LABEL_STUDIO]
     items, decisions = read([LABEL_STUDIO, *odd], refused=(refused := []))
     assert ([item.id for item in items], len(decisions)) == (["87"], 2)
@@ -171,7 +166,7 @@ def test_unreadable_rows_are_left_out_and_reported(read):
 
 
 @pytest.mark.parametrize("value", [5, None, ["In France."]])
-def test_a_suggestion_that_is_not_a_text_is_ignored(read, value):
+def test_a_suggestion_that_is_not_a_text_is_ignored(value):
     rating = {"rating": {"value": value, "score": None, "agent": None}}
     both = argilla(suggestions=rating | ARGILLA["suggestions"])
     assert read([both])[0][0].suggestion == "In France."
@@ -207,7 +202,7 @@ def test_a_row_for_label_studio():
     assert second["completed_by"] == {"email": "bob@example.org"}
 
 
-def test_our_own_rows(read):
+def test_our_own_rows():
     rows = [
         {"instruction": "Say one.", "output": "One.", "generator": "m"},
         {"id": 7, "instruction": "Say two.", "input": "x", "output": "Two."},
@@ -262,7 +257,7 @@ PLAIN = {"instruction": "Say one.", "output": "One."}
         (answered(TEXT_AREA | {"meta": {"text": [{"a": 1}]}}), "the answer of {'a': 1} is empty"),
     ],
 )  # fmt: skip
-def test_refused_rows(read, rows, message):
+def test_refused_rows(rows, message):
     with pytest.raises(InputError, match=re.escape(message)) as error:
         read(rows)
     assert not re.search("\n|InputError", str(error.value))

@@ -16,10 +16,9 @@ from fgrlhf_jax.feedback.annotation.store import Annotations
 EVIL = '<script>alert("1")</script> ${alert(1)} {{value}} <img src=x onerror=alert(1)> & \'"'
 
 
-def serve(store, host="127.0.0.1", root_path="", password="", guidelines=""):
-    app = server.App(
-        Page(store, 0.5), host=host, root_path=root_path, password=password, guidelines=guidelines
-    )
+def serve(store, **options):
+    options = {"host": "127.0.0.1", "root_path": "", "password": "", "guidelines": ""} | options
+    app = server.App(Page(store, 0.5), **options)
     return starlette.testclient.TestClient(app, base_url="http://localhost")
 
 
@@ -44,7 +43,7 @@ def serve(store, host="127.0.0.1", root_path="", password="", guidelines=""):
 )
 def test_allowed_hosts_and_origins(store, host, origin, served_at, root_path, allowed):
     headers = {"host": host} | ({"origin": origin} if origin else {})
-    response = serve(store, served_at, root_path).get("/", headers=headers)
+    response = serve(store, host=served_at, root_path=root_path).get("/", headers=headers)
     assert response.status_code == (200 if allowed else 403)
     assert ("--config.root_path=https://HOST/PATH" in response.text) == (not allowed)
     assert "default-src 'none'" in response.headers["content-security-policy"]

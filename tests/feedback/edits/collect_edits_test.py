@@ -119,11 +119,9 @@ def test_a_dry_run_sends_nothing(responses, tmp_path, capsys, monkeypatch, outpu
 
 def test_the_format_of_replies():
     for provider, fields, expected in (
-        ("openai", {}, "json_schema"),
-        ("anthropic", {}, "json_schema"),
+        *((provider, {}, "json_schema") for provider in ("openai", "anthropic")),
+        *(("local", {}, "text"), ("openai", {"reply_format": "text"}, "text")),
         ("openai", {"base_url": "http://127.0.0.1:9/v1"}, "text"),
-        ("local", {}, "text"),
-        ("openai", {"reply_format": "text"}, "text"),
     ):
         config = config_files.load(CONFIG)
         config.update({"provider": provider} | fields)
@@ -172,19 +170,15 @@ def test_the_last_turn_of_a_conversation_is_edited(tmp_path, output):
     assert [turn.content for turn in edit.messages] == ["Hi", "Hello", "Go on"]
 
 
-def test_responses_too_long_for_a_reply_are_reported_and_not_sent(
-    tmp_path, output, capsys, refused
-):
+def test_responses_too_long_for_a_reply_are_reported_and_not_sent(output, capsys, refused):
     rows = [{"instruction": "q", "output": original(n) + " word" * 400 * (n < 7)} for n in range(9)]
     write_jsonl("rows.jsonl", rows)
-    sentence = (
-        "a reply cannot hold the edit of 7 of 9 responses (row 1, 2, 3, 4, 5, …), the longest"
-    )
+    sentence = "a reply cannot hold the edit of 7 of 9 responses (row 1, 2, 3, 4, 5, …)"
     with llm_server.running(answer=editor) as server:
         for dry_run in (True, False):
             collect(server, "rows.jsonl", output, max_new_tokens=300, dry_run=dry_run)
             error = capsys.readouterr().err
-            assert f"{sentence} of about 5" in error
+            assert f"{sentence}, the longest of about 5" in error
             assert "set --config.max_new_tokens=700, or they are set aside" in error
         assert len(server.received) == 2
         words = flags(server, "rows.jsonl", "none.jsonl", limit=7, max_new_tokens=300)

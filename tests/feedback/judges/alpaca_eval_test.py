@@ -53,6 +53,7 @@ def test_by_hand():
     assert "too few" in results["length_controlled_reason"]
     alone = alpaca_eval.summarize(comparisons(2.0))
     assert (alone["win_rate"], alone["se"]) == (100, None)
+    assert alpaca_eval.summarize(comparisons(1.0, generator_1="a") + comparisons(2.0))["n"] == 2
 
 
 def test_values_that_are_no_preference_are_none():
@@ -100,15 +101,6 @@ def test_refused_files(rows, message):
     assert str(error.value).startswith("annotations.json")
 
 
-def test_rows_without_a_summary():
-    named, other = comparisons(1.0, generator_1="a"), comparisons(2.0, generator_1="b")
-    with pytest.raises(InputError, match="generator_1 is a in some rows and b in others"):
-        alpaca_eval.summarize(named + other)
-    assert alpaca_eval.summarize(named + comparisons(2.0))["n"] == 2
-    with pytest.raises(InputError, match="none of 2 comparisons has a preference"):
-        alpaca_eval.summarize(comparisons(None, None))
-
-
 def test_two_models_are_paired_by_prompt():
     """In any order; prompts without a preference for both are left out."""
     model = comparisons(2.0, 1.0, 1.5, None, 2.0)
@@ -142,17 +134,21 @@ def test_difficulties_of_a_leaderboard():
 
 
 OTHER_REFERENCE = [Comparison("do 0", "", "another", "b", 1.0)]
+NAMED = [row for name in "ab" for row in comparisons(1.0, generator_1=name)]
 
 
 @pytest.mark.parametrize(
-    ("model", "other", "message"),
+    ("models", "message"),
     [
-        (comparisons(1.0, 2.0), comparisons(1.0), "1 prompts are of one model only, the first"),
-        (comparisons(1.0), comparisons(2.0) * 2, "1 prompts are of one model only"),
-        (comparisons(1.0), OTHER_REFERENCE, "output_1 differs at 1 of 1 prompts; compare both"),
-        (comparisons(1.0, None), comparisons(None, 2.0), "no prompt has a preference for both"),
+        ([comparisons(1.0, 2.0), comparisons(1.0)], "1 prompts are of one model only, the first"),
+        ([comparisons(1.0), comparisons(2.0) * 2], "1 prompts are of one model only"),
+        ([comparisons(1.0), OTHER_REFERENCE], "output_1 differs at 1 of 1 prompts; compare both"),
+        ([comparisons(1.0, None), comparisons(None, 2.0)], "no prompt has a preference for both"),
+        ([NAMED], "generator_1 is a in some rows and b in others"),
+        ([comparisons(None, None)], "none of 2 comparisons has a preference"),
     ],
 )
-def test_models_that_cannot_be_paired(model, other, message):
+def test_rows_without_a_summary_or_a_paired_difference(models, message):
+    compute = alpaca_eval.paired_difference if len(models) == 2 else alpaca_eval.summarize
     with pytest.raises(InputError, match=re.escape(message)):
-        alpaca_eval.paired_difference(model, other)
+        compute(*models)
