@@ -18,7 +18,7 @@ GROUPS = {
         "root_path": Field("", "behind a proxy: the page's public address, https://HOST/PATH"),
         "overlap": Field(1, "number of people who edit each row", at_least=1),
         "max_change_ratio": Field(
-            0.5, "share of changed words above which edits are confirmed and marked", at_least=0
+            0.5, "share of changed words above which an annotator must confirm", at_least=0
         ),
         "release_minutes": Field(
             5.0,
