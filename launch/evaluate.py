@@ -251,7 +251,7 @@ def nats(row: dict) -> str:
 
 
 def percent(value: float, error: float | None) -> str:
-    return f"{value:.2f} %" if error is None else f"{value:.2f} ± {error:.2f} %"
+    return f"{value:.2f} %" if not error else f"{value:.2f} ± {error:.2f} %"
 
 
 if __name__ == "__main__":

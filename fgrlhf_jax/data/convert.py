@@ -120,10 +120,10 @@ def _convert(
     seed: int,
     as_chat: bool,
 ) -> Row:
-    if to == "alpaca_eval":
-        return _alpaca_eval(record, row, generator)
     id = getattr(record, "id", "") or row.get("id")
     id = {} if id in (None, "") else {"id": str(id)}
+    if to == "alpaca_eval":
+        return id | _alpaca_eval(record, row, generator)
     if to in ("instructions", "messages") and not isinstance(record, Instruction):
         record = records.as_instruction(record, records.sides(record)[SIDES.index(side)])
         row = id

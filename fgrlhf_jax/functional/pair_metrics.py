@@ -123,7 +123,7 @@ def _format_share(value, error, n) -> str:
     if value is None:
         return "-"
     low, high = wilson_interval(value, n)
-    spread = "" if error is None else f" ± {100 * error:.1f}"
+    spread = "" if not error else f" ± {100 * error:.1f}"
     return f"{100 * value:.1f}{spread} % ({100 * low:.0f}–{100 * high:.0f})"
 
 

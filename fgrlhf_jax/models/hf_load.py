@@ -187,7 +187,8 @@ def _folder_tokenizer(folder: Path):
                 raise
             raise InputError(
                 f"{folder}: its tokenizer is code of its own (auto_map in tokenizer_config.json), "
-                "which is never run; give a model with a tokenizer.json"
+                "which is never run; remove auto_map and tokenizer_class if its tokenizer.json is "
+                "enough, or give another model"
             ) from error
 
 

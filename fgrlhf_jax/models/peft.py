@@ -55,10 +55,7 @@ def base_of(path: str | os.PathLike) -> Path:
     try:
         base = hf_files.resolve(name)
     except InputError as error:
-        raise InputError(
-            f"{folder}: the base of this adapter cannot be had ({error}); write its folder or hub "
-            f"id as {BASE_FIELD} into {ADAPTER}"
-        ) from error
+        raise _without_base(folder, str(error)) from error
     if checksums.is_adapter(base):
         raise _unfit(folder, f"its base {base} is an adapter too")
     return base
@@ -129,6 +126,13 @@ def _unfit(folder: Path, reason: str) -> InputError:
     )
 
 
+def _without_base(folder: Path, reason: str) -> InputError:
+    return InputError(
+        f"{folder}: the base of this adapter cannot be had ({reason}); write its folder or hub id "
+        f"as {BASE_FIELD} into {ADAPTER}"
+    )
+
+
 def _settings(folder: Path) -> dict:
     """adapter_config.json; raises InputError for adapters that this project does not support."""
     config = hf_files.read_json(folder / ADAPTER)
@@ -143,6 +147,8 @@ def _settings(folder: Path) -> dict:
     unknown |= {name for name in targets if name.rpartition(".")[2] not in _MODULES}
     if unknown:
         raise _unfit(folder, f"it adapts {', '.join(sorted(unknown))}")
+    if not config.get(BASE_FIELD):
+        raise _without_base(folder, "it names none")
     with as_input_error(folder / ADAPTER, "has a missing or malformed field"):
         rank, alpha = config["r"], float(config["lora_alpha"])
         if type(rank) is not int or rank < 1 or not isinstance(config[BASE_FIELD], str):

@@ -82,12 +82,12 @@ def test_alpaca_eval_annotations():
     names = {"generator_1": "davinci", "generator_2": "mine", "annotator": "judge"}
     (row,) = converted(FIRST, to="alpaca_eval", further=names)
     texts = {"output_1": "Pear.", "output_2": "Brick.", "preference": 1.0}
-    assert row == {"instruction": "Name a fruit."} | texts | names
+    assert row == {"id": "p/1", "instruction": "Name a fruit."} | texts | names
     (row,) = converted(EDIT, to="alpaca_eval", generator="people")
     names = {"generator_1": "original", "generator_2": "edited", "annotator": "people"}
     texts = {"output_1": "It rain.", "output_2": "It rains.", "preference": 2.0}
     parts = {"input": "A text.", "raw_instruction": "Sum up."}
-    assert row == {"instruction": "Sum up.\n\nA text.", **parts, **texts, **names}
+    assert row == {"id": "e/1", "instruction": "Sum up.\n\nA text.", **parts, **texts, **names}
     for further, generator in (({}, "mine"), ({"generator": "other"}, "other")):
         (row,) = converted(ANSWER, to="alpaca_eval", generator="mine", further=further)
         assert row == {"instruction": "Name a fruit.", "output": "Fig.", "generator": generator}

@@ -1,6 +1,7 @@
 """What a command sets for its process."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -28,3 +29,18 @@ def test_buffers_are_in_huge_pages_where_these_are_given_on_request(given):
     result = subprocess.run(command, env=environment, text=True, capture_output=True, check=True)
     on_request = modes.exists() and "[madvise]" in modes.read_text()
     assert ("hg" in result.stdout.split()) == on_request
+
+
+def test_a_signal_during_the_first_imports_ends_without_a_traceback():
+    code = """
+import os, signal, sys
+class Finder:
+    def find_spec(name, *_):
+        if name == "launch.shared":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Finder)
+sys.argv = ["-m"]
+import launch
+"""
+    result = subprocess.run([sys.executable, "-c", code], stderr=subprocess.PIPE, check=False)
+    assert (result.returncode, result.stderr) == (-signal.SIGINT, b"")

@@ -172,7 +172,7 @@ LAST = "base_model.model.model.layers.1.mlp.down_proj.lora_B.weight"
         ({"target_modules": "all-linear"}, NEW, f"it has {next(iter(NEW))}, which"),
         ({"r": "8"}, {}, "malformed field (ValueError: r='8'"),
         ({"lora_alpha": ...}, {}, "malformed field (KeyError: 'lora_alpha'"),
-        ({"base_model_name_or_path": None}, {}, "base_model_name_or_path=None); use a sound copy"),
+        ({"base_model_name_or_path": None, "r": ...}, {}, "cannot be had (it names none); write"),
         ({"base_model_name_or_path": "nowhere"}, {}, "cannot be had (nowhere: no such model;"),
         ({"base_model_name_or_path": ""}, {}, "adapter: the base of this adapter cannot be had"),
         ({"base_model_name_or_path": "../adapter"}, {}, "is an adapter too, which is not supporte"),

@@ -24,7 +24,8 @@ def without_colour(text: str) -> str:
 
 def test_page_shows_every_token():
     original = make_side("original", ["Bad", " film", "</s>"], [-1.0, 0.1, 0.0], [1, 0, 0])
-    page = Page(to_html([make_row(original, make_side())], title="Rewards"))
+    html = to_html([make_row(original, make_side())], title="Rewards")
+    page = Page(html)
     assert page.paragraphs == ["Say it.", "Bad film</s>", "Good film"]
     assert [(t["text"], t["data-reward"], t["class"]) for t in page.spans] == [
         ("Bad", "−1.00", "low removed"),
@@ -35,6 +36,7 @@ def test_page_shows_every_token():
     ]
     assert "3 tokens, sum -0.900, mean -0.3000" in page.text
     assert page.count("title") == 1
+    assert len(re.findall('<p [^>]*dir="auto"', html)) == 3  # each text in its own direction
 
 
 @pytest.mark.parametrize(

@@ -104,7 +104,7 @@ def test_intervals_difficulties_and_limits(capsys, refused):
     write_json("x.json", rows)
     run(annotations="x.json")
     out = capsys.readouterr().out
-    assert "100.00 ± 0.00 %, 95 % interval 83.89 to 100.00, over 20: 20 won" in out
+    assert "100.00 %, 95 % interval 83.89 to 100.00, over 20: 20 won" in out
     rows = [row | {"preference": 1 + n % 2} for n, row in enumerate(rows)]
     write_json("y.json", rows)
     Path("difficulty.csv").write_text(",d\n" + "".join(f"{n},{n / 10}\n" for n in range(20)))
