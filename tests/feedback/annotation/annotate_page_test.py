@@ -117,8 +117,7 @@ def test_two_tabs_of_one_annotator_and_every_key(team):
     ann.page.wait_for_selector("#prompt:has-text('Row r4')")
     ann.press("Alt+s", "Row r4 is skipped")
     team.edit(ann, "r5", "It is five.")
-    progress = ann.page.inner_text("#progress")
-    assert "Ann: 4 decided, 5 left; all: 3 of 10 done" in progress
+    assert "Ann: 4 decided, 5 left; all: 3 of 10 done" in ann.page.inner_text("#progress")
 
 
 def test_the_row_of_an_annotator_who_left_goes_to_others(team):
@@ -133,9 +132,8 @@ def test_the_row_of_an_annotator_who_left_goes_to_others(team):
     team.edit(ann, "r1", EVIL + " Yes.")
     assert "All rows are done" in ann.page.inner_text("#prompt")
     status, out, err = team.server.stop()
-    assert status == 130
     counts = "1 edited, 9 fine, 0 skipped; 10 of 10 rows are done"
-    assert out == f"{team.server.output}: {counts}\n"
+    assert (status, out) == (130, f"{team.server.output}: {counts}\n")
     assert err == "interrupted; the same command goes on from what it has saved, or begins again\n"
     assert len(sources.read(str(team.server.output))) == 1
 
@@ -199,7 +197,6 @@ CONTRAST = """() => {
   }).filter(([ratio]) => ratio < 4.5);
 }"""
 
-
 CODE = f"```\n{'name' * 20} = " + "x + " * 2000
 
 
@@ -225,9 +222,8 @@ def test_layout_on_a_desk_and_a_phone(chromium, start, tmp_path, width, height):
     page.wait_for_selector("h1:has-text('House rules')")
     check()
     ann.enter()
-    assert page.evaluate(
-        "$('prompt').scrollHeight - $('prompt').clientHeight < $('prompt').scrollTop + 1"
-    )
+    at_end = "$('prompt').scrollHeight - $('prompt').clientHeight < $('prompt').scrollTop + 1"
+    assert page.evaluate(at_end)
     for k in (1, 2):
         assert page.locator("#save").bounding_box()["y"] + 30 < height
         font = page.evaluate(read.format("#edit", "fontFamily"))
@@ -240,8 +236,7 @@ def test_layout_on_a_desk_and_a_phone(chromium, start, tmp_path, width, height):
         y, box = last.bounding_box()["y"], panel.bounding_box()
         assert box["y"] <= y < box["y"] + box["height"]
         assert page.locator("#progress").bounding_box()["height"] < 40
-        page.keyboard.press("Control+Enter")
-        ann.wait_for_message(f"Row {k} is saved")
+        ann.press("Control+Enter", f"Row {k} is saved")
     page.click("#rows")
     page.wait_for_selector("#list[open] details")
     check()

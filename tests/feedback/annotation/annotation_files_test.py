@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from annotations_cases import IMPORTED, accept_next, edits, items, lines
+from bad_input_cases import read_files
 
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.annotation.items import EDITED, FINE, SKIPPED, Decision, Item, edit_row
@@ -43,18 +44,14 @@ def annotate(name):
             store.write_edits()
 
 with Annotations(items(int(count)), output, overlap=int(overlap)) as store:
-    print("ready", flush=True)
-    sys.stdin.readline()
+    input("ready\\n")
     with ThreadPoolExecutor() as pool:
         list(pool.map(annotate, names.split()))
 """
 
 
 def start(output: Path, names: str = "Ann", count: int = 4000, overlap: int = 1):
-    """A process that edits rows (a thread per name), and sometimes puts back or undoes one.
-
-    It has opened the files, and waits for :func:`begin`.
-    """
+    """A process that edits, puts back and undoes rows (a thread per name) once it gets a line."""
     command = [sys.executable, "-c", CHILD, str(output), names, str(count), str(overlap)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     child = subprocess.Popen(command, **pipes)
@@ -62,17 +59,11 @@ def start(output: Path, names: str = "Ann", count: int = 4000, overlap: int = 1)
     return child
 
 
-def begin(*children: subprocess.Popen) -> None:
-    for child in children:
-        child.stdin.write("\n")
-        child.stdin.flush()
-
-
 def test_a_killed_process_loses_no_accepted_edit(output):
     rng, accepted = random.Random(0), {}
     for _ in range(4):
         child = start(output)
-        begin(child)
+        print(file=child.stdin, flush=True)
         printed = [child.stdout.readline() for _ in range(rng.randrange(5, 40))]
         child.send_signal(signal.SIGKILL)
         with child:
@@ -89,7 +80,8 @@ def test_a_killed_process_loses_no_accepted_edit(output):
 @pytest.mark.parametrize("overlap", [1, 3])
 def test_processes_and_threads_share_rows_up_to_the_overlap(output, overlap):
     children = [start(output, names, 25, overlap) for names in ("Ann Bob", "Cem Dan", "Eve")]
-    begin(*children)
+    for child in children:
+        print(file=child.stdin, flush=True)
     for child in children:
         child.communicate()
         assert child.returncode == 0
@@ -120,12 +112,10 @@ OLD_HEAD = {
     "input": "4ea4eceb1791d5c796858d81f672b352ecc5ec558ca60b25e09dcd60719067f0",
 }
 OLD_EVENTS = [
-    *(("open", "r0", "Ann", {}), ("edited", "r0", "Ann", {"text": "Zero, é."})),
-    *(("open", "r1", "Bob", {}), ("edited", "r1", "Bob", {"text": "One."})),
-    *(("open", "r2", "Ann", {}), ("skipped", "r2", "Ann", {})),
-    *(("undo", "r1", "Bob", {}), ("edited", "r1", "Bob", {"text": "Won."})),
-    *(("open", "r2", "Bob", {}), ("fine", "r3", "Cem", {})),
-    *(("open", None, "Bob", {}), ("undo", "r0", "Ann", {})),
+    *(("open", "r0", "Ann"), ("edited", "r0", "Ann", "Zero, é."), ("open", "r1", "Bob")),
+    *(("edited", "r1", "Bob", "One."), ("open", "r2", "Ann"), ("skipped", "r2", "Ann")),
+    *(("undo", "r1", "Bob"), ("edited", "r1", "Bob", "Won."), ("open", "r2", "Bob")),
+    *(("fine", "r3", "Cem"), ("open", None, "Bob"), ("undo", "r0", "Ann")),
 ]
 LOST = {"event": "lost", "id": "r0", "annotator": "Ann", "time": "2026-11-28"}
 
@@ -133,39 +123,36 @@ LOST = {"event": "lost", "id": "r0", "annotator": "Ann", "time": "2026-11-28"}
 @pytest.fixture
 def old(output) -> Path:
     """The log, and in ``output`` the edits before its last event."""
-    time = {"time": "2026-11-28T17:55:04+00:00"}
-    events = [{"event": e, "id": i, "annotator": a, **time, **t} for e, i, a, t in OLD_EVENTS]
+    names, time = ("event", "id", "annotator", "text"), {"time": "2026-11-28T17:55:04+00:00"}
+    events = [dict(zip(names, event, strict=False)) | time for event in OLD_EVENTS]
     log = output.with_name("edits.jsonl.state.jsonl")
     log.write_text("".join(json.dumps(row) + "\n" for row in [OLD_HEAD, *events]))
-    edited = zip(items(2), (("Zero, é.", "Ann"), ("Won.", "Bob")), strict=True)
-    write_jsonl(output, [edit_row(i, Decision(i.id, a, EDITED, t)) for i, (t, a) in edited])
+    decisions = Decision("r0", "Ann", EDITED, "Zero, é."), Decision("r1", "Bob", EDITED, "Won.")
+    write_jsonl(output, [*map(edit_row, items(2), decisions)])
     return log
 
 
 @pytest.mark.parametrize("torn", [0, 20])  # bytes missing at the end of the file of edits
 def test_a_log_of_an_earlier_version_is_imported_once(output, old, torn):
     log, second_line = old.read_bytes(), output.read_bytes().splitlines()[1]
+    skipped = Decision("r2", "Ann", SKIPPED, "This is number 2.")
+    fine = Decision("r3", "Cem", FINE, "This is number 3.")
     output.write_bytes(output.read_bytes()[: -torn or None])
     for is_first in (True, False):
         with Annotations(items(4), output) as store:
             assert store.imported_log == (old if is_first else None)
-            assert store.decisions() == [
-                Decision("r2", "Ann", SKIPPED, "This is number 2."),
-                Decision("r1", "Bob", EDITED, "Won."),
-                Decision("r3", "Cem", FINE, "This is number 3."),
-            ]
-            assert store.take("Ann").id == "r0"
-            assert store.latest("Ann", "r0").text == "Zero, é."
+            assert store.decisions() == [skipped, Decision("r1", "Bob", EDITED, "Won."), fine]
+            assert (store.take("Ann").id, store.latest("Ann", "r0").text) == ("r0", "Zero, é.")
             assert [d.text for _, d in store.versions("Bob", "r1")] == ["Won.", "One.", "One."]
             assert store.versions("Bob", "r1")[0][0] == 1795888504
     assert (old.read_bytes(), output.read_bytes()) == (log, second_line + b"\n")
 
 
 def assert_refused(message: str, output: Path, rows=None, **options) -> None:
-    before = {path: path.read_bytes() for path in output.parent.iterdir()}
+    before = read_files(output.parent)
     with pytest.raises(InputError, match=message):
         Annotations(rows or items(4), output, **options)
-    assert {path: path.read_bytes() for path in output.parent.iterdir()} == before
+    assert read_files(output.parent) == before
 
 
 @pytest.mark.parametrize(
@@ -220,16 +207,14 @@ def test_edits_that_another_program_changed_are_refused(edited):
 
 def test_outputs_and_databases_of_other_programs_are_refused(output, tmp_path):
     output.write_text('{"some": "rows"}\n')
-    assert_refused("choose another output", output)
     (tmp_path / "folder.jsonl").mkdir()
-    for path in (output / "edits.jsonl", tmp_path / "folder.jsonl"):
-        with pytest.raises(InputError, match=r"choose another output|cannot be written"):
-            Annotations(items(1), path)
+    for path in (output, output / "edits.jsonl"):
+        assert_refused("choose another output", path)
+    assert_refused("cannot be written", tmp_path / "folder.jsonl")
     output.unlink()
     path, message = database_path(output), "edits.jsonl.sqlite: .*choose another output"
     with contextlib.closing(sqlite3.connect(path)) as other:
         other.execute("CREATE TABLE mine (x)")
-    (tmp_path / "folder.jsonl").rmdir()
     assert_refused(message, output)
     path.write_bytes(b"no database " * 100)
     assert_refused(message, output)

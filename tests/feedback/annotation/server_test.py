@@ -54,8 +54,7 @@ def test_under_a_path(store):
     for path in ("/", "/team/a/"):  # with a proxy that removes the path, or not
         assert '<base href="/team/a/">' in client.get(path).text
         assert client.post(f"{path}act", json={"action": "enter", "name": "Ann"}).json()["token"]
-    response = client.get("/team/a", follow_redirects=False)
-    assert response.headers["location"] == "/team/a/"
+    assert client.get("/team/a", follow_redirects=False).headers["location"] == "/team/a/"
     response = client.get("/config")
     assert response.status_code == 404
     assert "the page is at /team/a/. If a proxy" in response.text
@@ -81,8 +80,7 @@ def test_a_password_and_tokens(store):
     assert act(guess | {"name": " "})["wrong"]
     right = guess | {"password": "open sesame"}
     token = act(right)["token"]
-    opened = act({"action": "open"}, token)
-    assert (opened["annotator"], opened["row"]) == ("Ann Lee", "1")
+    assert {"annotator": "Ann Lee", "row": "1"}.items() <= act({"action": "open"}, token).items()
     assert act(right | {"name": "annlee"})["token"] == token
     assert act(right | {"name": "Bob"})["message"].endswith("So far: Ann Lee.")
     assert act(right | {"name": "Bob", "new": True})["token"].startswith("Bob ")
@@ -109,8 +107,7 @@ def test_invalid_requests(store, body, message):
     token = client.post("/act", json={"action": "enter", "name": "Ann"}).json()["token"]
     answer = client.post("/act", content=body, headers={"authorization": token}).json()
     assert message in answer["message"]
-    assert answer["wrong"]
-    assert store.decisions() == []
+    assert (answer["wrong"], store.decisions()) == (True, [])
 
 
 def test_names():
@@ -153,14 +150,12 @@ def test_every_text_is_escaped_and_has_its_own_direction(source, directions):
 
 
 def test_a_second_pass_shows_the_annotators_of_earlier_edits(output):
-    edits = [(name, f"It is {town}.") for name, town in (("Ann", "Pau"), ("Bob", "Nice"))]
-    others = (*edits, ("Cem", "It is Pau."))
-    item = Item("1", "Where?", "", "It is Lyon.", "It is Pau.", others=others)
+    edits = ("Ann", "In Pau."), ("Bob", "In Nice.")
+    item = Item("1", "Where?", "", "In Lyon.", "In Pau.", others=(*edits, ("Cem", "In Pau.")))
     with Annotations([item], output) as store:
-        opened, draft, versions = (
-            Page(store, 0.5).act("Dan", {"action": action, "row": "1", "text": "It is Nice."})
-            for action in ("open", "draft", "versions")
-        )
+        page, typed = Page(store, 0.5), {"row": "1", "text": "In Nice."}
+        actions = [typed | {"action": name} for name in ("open", "draft", "versions")]
+        opened, draft, versions = (page.act("Dan", action) for action in actions)
     for answer, line in ((opened, "Ann and Cem (shown), Bob"), (draft, "Ann and Cem, Bob (shown)")):
         assert Html(answer["edits"]).text.strip() == f"3 edits: {line}"
     assert [versions["list"].count(text) for _, text in edits] == [1, 1]
