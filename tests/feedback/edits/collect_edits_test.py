@@ -48,23 +48,19 @@ def test_edits_of_a_faulty_model(responses, tmp_path, provider, capsys, caplog, 
     reasons = {n: REASONS[n % 10] for n in range(40) if n % 10 in REASONS}
     reasons |= {17: "no response", 21: "rejected: 400: [key]: too long"}
     accepted = [n for n in range(40) if n not in reasons]
-    assert [row["id"] for row in rows] == [str(n + 1) for n in accepted]
     assert {row["annotator"] for row in rows} == {f"{provider}/m"}
-    fields = [(f"Question {n}?", "", original(n), edited(n)) for n in accepted]
-    edits = sources.read(str(output))
-    assert {type(edit) for edit in edits} == {records.Edit}
-    assert [(e.instruction, e.input, e.original, e.edited) for e in edits] == fields
+    texts = [(f"Question {n}?", "", original(n), edited(n), str(n + 1)) for n in accepted]
+    assert sources.read(str(output)) == [records.Edit(*each) for each in texts]
     assert [row["reason"] for row in rejected] == [reasons[n] for n in sorted(reasons)]
     assert rejected[0]["reply"] == "I'm sorry, but I can't help with that."
     assert rejected[1]["reply"].startswith("Sure!\n\n<edited_response>\nResponse 6")
     assert [n for n, row in zip(accepted, rows, strict=True) if "reply" in row] == [9, 19, 29, 39]
     for text in (
         "4 of them had something around them, which was taken off (field reply)",
-        "14 rows set aside in",
-        "4 unparsed, 4 unchanged, 4 rewritten, 1 no response, 1 rejected; a reply begins",
-        f"26 edits in {output}, median word change ratio 0.",
+        f"14 rows set aside in {rejected_path(output)}: 4 unparsed, 4 unchanged, 4 rewritten, "
+        "1 no response, 1 rejected; a reply begins",
+        *(f"26 edits in {output}, median word change ratio 0.", f"--config.train={output}"),
         f"python -m launch.edit_report --config.input={output}\n",
-        f"--config.train={output}",
     ):
         assert text in printed.out
     written = b"".join(path.read_bytes() for path in tmp_path.iterdir())
@@ -88,10 +84,10 @@ def test_an_output_of_other_settings_is_refused(responses, tmp_path, output):
 
 
 def test_a_dry_run_sends_nothing(responses, tmp_path, capsys, monkeypatch, output):
-    prices = {"price_input": 3, "price_output": 15}
+    prices = {"price_input": 3, "price_output": 15, "dry_run": True}
     monkeypatch.delenv("ANTHROPIC_API_KEY")
     with llm_server.running(answer=editor) as server:
-        collect(server, responses, output, "anthropic", **prices, dry_run=True)
+        collect(server, responses, output, "anthropic", **prices)
         assert not server.received
         assert sorted(path.name for path in tmp_path.iterdir()) == ["responses.jsonl"]
         out = capsys.readouterr().out
@@ -102,11 +98,10 @@ def test_a_dry_run_sends_nothing(responses, tmp_path, capsys, monkeypatch, outpu
     assert "== prompt 1 of 39\nQuestion: Question 0?\n\nResponse: Response 0: the quick" in out
     match = re.search(r"39 requests to anthropic/m: about (.+) tokens to read, about (.+), ", out)
     tokens, written = (int(number.replace(",", "")) for number in match.groups())
-    assert 39 * 100 < tokens < 39 * 200
-    assert 39 * 12 < written < 39 * 25
-    assert "at most 39,936 to write" in out
-    cost = (3 * tokens + 15 * written) / 1e6
-    assert f"cost at price_input and price_output: about {cost:.2f}, at most 0.6" in out
+    assert 100 < tokens / 39 < 200
+    assert 12 < written / 39 < 25
+    cost = f"cost at price_input and price_output: about {(3 * tokens + 15 * written) / 1e6:.2f}"
+    assert all(text in out for text in ("at most 39,936 to write", f"{cost}, at most 0.6"))
     cached = capsys.readouterr().out
     assert "29 requests to openai/m: about" in cached
     assert "10 of 39 prompts are answered already" in cached
@@ -138,8 +133,8 @@ def test_replies_under_a_schema(responses, output):
         schema = server.bodies[0]["response_format"]["json_schema"]["schema"]
     fields = {"type": "object", "properties": {"edited_response": {"type": "string"}}}
     assert schema == {**fields, "required": ["edited_response"], "additionalProperties": False}
-    changed = [n for n in range(10) if edited(n) != original(n)]
-    assert [row["edited"] for row in read_jsonl(output)] == [edited(n) for n in changed]
+    changed = [edited(n) for n in range(10) if edited(n) != original(n)]
+    assert [row["edited"] for row in read_jsonl(output)] == changed
 
 
 def test_the_papers_prompt_with_text_around_the_edits(responses, output, capsys):
@@ -162,7 +157,7 @@ def test_the_last_turn_of_a_conversation_is_edited(tmp_path, output):
     write_jsonl(tmp_path / "chat.jsonl", [{"messages": messages}])
     with llm_server.running(answer=editor) as server:
         collect(server, tmp_path / "chat.jsonl", output)
-        (prompt,) = server.received
+    (prompt,) = server.received
     assert prompt.index("Hello") < prompt.index("Go on") < prompt.index(f"Response: {original(4)}")
     (row,), (edit,) = read_jsonl(output), sources.read(str(output))
     assert row["messages"] == messages[:-1]
@@ -173,13 +168,12 @@ def test_the_last_turn_of_a_conversation_is_edited(tmp_path, output):
 def test_responses_too_long_for_a_reply_are_reported_and_not_sent(output, capsys, refused):
     rows = [{"instruction": "q", "output": original(n) + " word" * 400 * (n < 7)} for n in range(9)]
     write_jsonl("rows.jsonl", rows)
-    sentence = "a reply cannot hold the edit of 7 of 9 responses (row 1, 2, 3, 4, 5, …)"
+    message = r"cannot hold the edit of 7 of 9 responses \(row 1, 2, 3, 4, 5, …\), the longest of"
+    message += r" about 5\d\d tokens; set --config.max_new_tokens=700, or they are set aside"
     with llm_server.running(answer=editor) as server:
         for dry_run in (True, False):
             collect(server, "rows.jsonl", output, max_new_tokens=300, dry_run=dry_run)
-            error = capsys.readouterr().err
-            assert f"{sentence}, the longest of about 5" in error
-            assert "set --config.max_new_tokens=700, or they are set aside" in error
+            assert re.search(message, capsys.readouterr().err)
         assert len(server.received) == 2
         words = flags(server, "rows.jsonl", "none.jsonl", limit=7, max_new_tokens=300)
         assert refused(collect_edits, *words).endswith("max_new_tokens=700")
@@ -231,7 +225,7 @@ def started(*args, **fields):
 def stop(process, signal_number, condition) -> bytes:
     """Sends a signal when the condition holds; returns what the process then wrote to stderr."""
     while not condition():
-        assert process.poll() is None, process.stderr.read_jsonl()
+        assert process.poll() is None, process.stderr.read()
         time.sleep(0.001)
     process.send_signal(signal_number)
     _, error = process.communicate(timeout=50)
@@ -255,8 +249,7 @@ def test_killed_several_times_and_interrupted(tmp_path, request):
             until = server.delivered.total() + rng.randint(5, 30)
             with started(*command, **fields) as process:
                 error = stop(process, number, lambda: server.delivered.total() >= until)  # noqa: B023
-            assert files(complete)[0].startswith(files(stopped)[0])
-            assert files(complete)[1].startswith(files(stopped)[1])
+            assert all(map(bytes.startswith, files(complete), files(stopped)))
             requests = [Request(prompt) for prompt in server.received]
             cached = cached_prompts(tmp_path, requests, "part.cache.sqlite", identity)
             known.append({prompt: server.received[prompt] for prompt in cached})

@@ -17,18 +17,15 @@ SINGLE, TWICE = f"<edit>{EDITED}</edit>", f"<edit>{ORIGINAL}</edit> <edit>{EDITE
 @pytest.mark.parametrize(
     ("reply", "text"),
     [
-        (SINGLE, EDITED),
+        *((SINGLE, EDITED), ("<edit>A <b>b</b>.</edit>", "A <b>b</b>."), ("<edit></edit>", "")),
         (f"Sure!\n{SINGLE}\n\nI changed the city.<|eot_id|>", EDITED),
         (f"<think>Between <edit> and </edit>: {TWICE}.</think>\n{SINGLE}", EDITED),
         (f"I write <edit>.</think>\n{SINGLE}", EDITED),
         (f"[THINK]{SINGLE} or so[/THINK]{SINGLE}", EDITED),
         (f"<|im_start|>assistant\n{SINGLE}<|im_end|>", EDITED),
-        ("<edit>A <b>b</b>.</edit>", "A <b>b</b>."),
-        ("<edit></edit>", ""),
         *((reply, None) for reply in (EDITED, TWICE, json.dumps({"edit": EDITED}))),
         *((form.format(EDITED), None) for form in ("<edit>{}", "{}</edit>", "</edit>{}<edit>")),
-        (f"<edit><b>A</b></edit>, or {SINGLE}", None),
-        (f"<think>I could write {SINGLE}", None),
+        *((f"{start} {SINGLE}", None) for start in ("<edit><b>A</b></edit>, or", "<think>Maybe")),
         (f"<EDIT>{EDITED}</EDIT>", None),
     ],
 )
@@ -41,16 +38,14 @@ AROUND = [
     "<|start_header_id|>assistant<|end_header_id|>\n\n{}<|eot_id|>",
     "<|channel|>analysis<|message|>Lyon?<|end|><|channel|>final<|message|>{}<|return|>",
     *("◁think▷It names Lyon.◁/think▷{}", "It names Lyon.\n</think>\n\n{}"),
-    "[THINK]It names Lyon, which is wrong.[/THINK]{}",
-    "<reasoning>It names Lyon, which is wrong.</reasoning>{}",
+    *("[THINK]It names Lyon.[/THINK]{}", "<reasoning>It names Lyon.</reasoning>{}"),
     "<think>\nIt says 'The capital of France is Lyon. It has many parks.' I go on.\n</think>\n\n{}",
     *("<![CDATA[{}]]>", "<output>{}</output>", "<antwort>\n{}\n</antwort>\n\nLyon ist falsch."),
     *("```\n{}\n```", "Voilà :\n~~~text\n{}\n~~~\nC'est tout."),
     *('"{}"', '"""{}"""', "„{}“", "「{}」", "**{}**"),
-    'Hier:\n\n"{}"\n\nIch habe ein Wort geändert.',
+    *('Hier:\n\n"{}"\n\nIch habe ein Wort geändert.', "{}\n\nWould you like any other changes?"),
     *("Hier ist die überarbeitete Antwort:\n\n{}", "以下是修改后的回答：\n\n{}"),
     *("Sure! **Here is what I made of it:**\n{}", "{}\n\nهل تريد تغييرات أخرى؟"),
-    "{}\n\nWould you like me to make any other changes?",
     "Voici la réponse révisée :\n\n{}\n\nVoulez-vous autre chose ?",
 ]
 
@@ -68,11 +63,8 @@ def test_text_around_an_edit_is_removed(around):
 @pytest.mark.parametrize(
     "value",
     [
-        {"response": EDITED},
+        *({"response": EDITED}, {"data": [{"text": EDITED}], "n": 1}, [EDITED], EDITED),
         {"answer": EDITED, "changes": "Lyon is not the capital."},
-        {"data": [{"text": EDITED}], "n": 1},
-        [EDITED],
-        EDITED,
     ],
 )
 @pytest.mark.parametrize("form", ["{}", "```json\n{}\n```", "Voici :\n```json\n{}\n```"])
@@ -84,18 +76,14 @@ DOUBTFUL = [
     *(f"{head} {EDITED}" for head in ("Sure!", "OK,", "A)", "Antwort:", "Edited -", "-")),
     *(f"**Edited response:** {EDITED}", f"Question: What is it?\n\nResponse: {EDITED}"),
     *(f"{EDITED}{end}" for end in ("END", "…END", "Hope it helps!", "希望对你有帮助！", "¹", " $")),
-    *(
-        f"{EDITED}{end}"
-        for end in (r"\n", "###", "<|eot", "It has parks!", "\n\nNote: I changed it.")
-    ),
+    *(f"{EDITED}{end}" for end in (r"\n", "###", "<|eot", "It has parks!", "\n\nNote: I do.")),
     *(f"{EDITED} {end}" for end in ("Viel Erfolg!", "I hope so, too.", "✅", "# edited", "FIN")),
     *(f"{EDITED} {end}" for end in ("(I changed Lyon to Paris.)", "Note: I changed it.")),
     *(f"{EDITED} Remarque : j'ai tout changé.", f"{EDITED}\n注：我改了城市。"),
     *(f"{EDITED} {EDITED}", f"{ORIGINAL}\n\n{EDITED}", f"{EDITED} Möchten Sie mehr?"),
     *(f"Hier:\n\n{ORIGINAL}", f"{ORIGINAL}\n\nMöchten Sie mehr?"),
     *(f"### Edited response\n\n{EDITED}", f'The text is "{EDITED}".'),
-    f"Hier:\n\n{EDITED}\n\nIch habe die Stadt geändert.",
-    f"Option 1: {EDITED}\nOption 2: It is Paris.",
+    *(f"Hier:\n\n{EDITED}\n\nIch habe es getan.", f"Option 1: {EDITED}\nOption 2: It is Paris."),
     *(f"\\boxed{{{EDITED}}}", f'edited_response="{EDITED}"', f"[THINK]Lyon? {EDITED}<|eot_id|>"),
     "<think>The capital of France is Paris, not Lyon. It has many parks.</s>",
     *(f"<think>hmm {EDITED}", EDITED.replace("Paris", "<del>Lyon</del><ins>Paris</ins>")),
@@ -114,8 +102,7 @@ def test_text_that_may_belong_to_the_edit_is_doubtful(reply):
 
 
 FRAMES = [*AROUND, "Antwort: {}", "Sure! {}", "Sure, here it is: {}", "{}\n\n### End"]
-FRAMES += ["“{} (edited)", "(Edited) {}*", "{} (minimal edits made)"]
-FRAMES += ["Question: What is it?\n\nResponse: {}"]
+FRAMES += ["“{} (edited)", "(Edited) {}*", "{} (minimal edits made)", "Q: Who?\n\nResponse: {}"]
 
 
 @pytest.mark.parametrize("around", FRAMES)
@@ -129,29 +116,22 @@ def test_text_around_an_edit_is_found_if_its_first_and_last_words_changed(around
 @pytest.mark.parametrize(
     ("original", "edited"),
     [
-        ("Sure! It is 4.", "Sure! It is 5."),
+        *((it, it.replace("4", "5")) for it in ("Sure! It is 4.", "<p>4.</p>", '{"a": "It is 4"}')),
         ('"Go," he said, "go."', '"Go," he said, "run."'),
         *(('"Yes"', '"No"'), ('"Yes"', "No"), ("«Да»", "«Нет»"), ("- a b", "- a c\n- d")),
         ('"Emma" is by Austen.', '"Emma" is hers, as is "Lady."'),
-        ("It's the dogs'", "It's the cats'"),
-        ("```py\nf(x)\n```", "```py\ng(x)\n```"),
+        *(("It's the dogs'", "It's the cats'"), ("```py\nf(x)\n```", "```py\ng(x)\n```")),
         ("Use a loop. It ends.", "Use a loop:\n```py\nfor x in y: ...\n```\nIt ends."),
         *((ho, ho.replace("Ho", "Hi")) for ho in ("Here is it:\nHo", "Ho.\n\nNote: so.")),
         *(("1. a\n\n2. b", "1. a\n\n2. c\n\n3. d"), ("Ho. Note: so.", "Hi. Note: so.")),
-        ("<p>It is 4.</p>", "<p>It is 5.</p>"),
-        ('{"a": "It is 4."}', '{"a": "It is 5."}'),
         (ORIGINAL, "Lyon is big, and Paris is the capital of France. It has many parks."),
         *((ORIGINAL, f"{EDITED} {more}") for more in ("It is big.", "Paris is big.")),
-        *(
-            (ORIGINAL, EDITED.replace(*x))
-            for x in (("France", "<b>France</b>"), ("s m", "s [1] m"))
-        ),
+        *((ORIGINAL, EDITED.replace("France", to)) for to in ("<b>France</b>", "France [1]")),
         ("He is ~~old~~ new ✅", "He is ~~young~~ new ✅"),
-        (ORIGINAL, "Paris is it, and it has parks."),
+        *((ORIGINAL, "Paris is it, and it has parks."), (ORIGINAL, "")),
         *(("It is 20 degrees.", "It is 20°."), ("At noon I ate it.", "At 10:30 I ate it.")),
         ("Tony Blair has no such pitch.", "Mr. Blair has no such pitch."),
         ("See the page for more.", "See https://a.org/?b=1&copy=2 for more."),
-        (ORIGINAL, ""),
     ],
 )
 def test_nothing_of_an_edit_is_removed(original, edited):

@@ -17,6 +17,7 @@ from fgrlhf_jax.feedback.edits.report import compute_statistics, format_examples
 from fgrlhf_jax.runtime.files import write_jsonl
 from launch import edit_report
 
+CHANGES = "del", "ins"
 EVIL = "<script>alert('1')</script>\"&amp;{{ 7*7 }}\x1b[2J\u202e"
 EDITED = ["a b c x", "a b c", "a b c d e f g h i j k l", "w x y z", "a x c d e"]
 RATIOS = [2 / 8, 1 / 7, 8 / 16, 1.0, 3 / 9]  # of "a b c d" to these
@@ -26,9 +27,8 @@ ROWS = [
 
 
 def test_statistics_by_hand():
-    annotators = ["human", "m/1", "human", "m/1", ""]
-    options = {"annotators": annotators, "max_change_ratio": 0.5, "rejected": {"cut": 4}}
-    statistics = compute_statistics(ROWS, **options)
+    options = {"annotators": ["human", "m/1", "human", "m/1", ""], "max_change_ratio": 0.5}
+    statistics = compute_statistics(ROWS, **options, rejected={"cut": 4})
     kinds = {"insert": 1, "delete": 1, "replace": 2, "mixed": 1, "none": 0}
     assert (statistics["n"], statistics["kinds"]) == (5, kinds)
     assert statistics["shares"]["replace"] == 0.4
@@ -91,26 +91,24 @@ def page(rows=ROWS, title="Edits", **options) -> str:
 
 def test_the_page():
     source = page(annotators=["m"] * 5, rejected={"refusal": 2}, examples=1)
-    assert "<title>Edits</title>" in source
-    assert "<h1>Edits</h1>" in source
-    changes = [re.findall(f"<{tag} class[^>]*>([^<]*)", source) for tag in ("del", "ins")]
+    changed = "<h3>Least changed: edit 2 <small>row r2, m, delete, 0.143</small>"
+    for text in ("<title>Edits</title>", "<h1>Edits</h1>", "default-src 'none'", changed):
+        assert text in source
+    changes = [re.findall(f"<{tag} class[^>]*>([^<]*)", source) for tag in CHANGES]
     assert changes == [["Taken out", " d", "b", "a b c d"], ["put in", "x", " e", "w x y z"]]
     view = Page(source)
     for text in ("0.25 – 0.30  ████", "2 refusal", "annotator", "length change, words\n"):
         assert text in view.text
-    assert "<h3>Least changed: edit 2 <small>row r2, m, delete, 0.143</small>" in source
     assert view.paragraphs.count("a b c d") == 3  # … and the others have other texts
     assert not re.search(r"https?:|//|url\(|@import|\ssrc=|\shref=|<script", source)
-    assert "default-src 'none'" in source
 
 
 def test_text_becomes_neither_markup_nor_control_characters():
     row = records.Edit(EVIL, EVIL, f"{EVIL} one", f"two {EVIL}", id=EVIL)
     source = page([row], title=EVIL, annotators=[EVIL])
-    harmless = page([records.Edit("q", "i", "a b", "a c", id="x")], annotators=["x"])
-    tags, expected = ([tag for tag, _ in Page(html).tags] for html in (source, harmless))
-    changes = ("del", "ins")
-    assert [t for t in tags if t not in changes] == [t for t in expected if t not in changes]
+    pages = source, page([records.Edit("q", "i", "a b", "a c", id="x")], annotators=["x"])
+    tags, expected = ([tag for tag, _ in Page(html).tags] for html in pages)
+    assert [t for t in tags if t not in CHANGES] == [t for t in expected if t not in CHANGES]
     assert "<script" not in source
     statistics = compute_statistics([row], annotators=[EVIL])
     text = format_figures(statistics) + format_examples(statistics, colour=False)
@@ -134,9 +132,8 @@ def test_the_command(capsys):
     for name in ("report.json", "report.html"):
         launch(edit_report, input=sources, output=name, tokenizer="tokenizer")
     out = capsys.readouterr().out
-    assert out.count("6 edits: ") == 2
+    assert out.count("6 edits: ") == out.count("-- least changed") == 2
     assert "when they were collected: 2 cut, 1 rejected" in out
-    assert out.count("-- least changed") == 2
     assert "written to report.html" in out
     statistics = json.loads(Path("report.json").read_text())
     assert statistics["input"] == sources

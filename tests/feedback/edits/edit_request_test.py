@@ -31,8 +31,7 @@ def tagged(text: str) -> Reply:
 @pytest.mark.parametrize(
     ("received", "tag", "reason"),
     [
-        (tagged(EDITED), NAME, ""),
-        (tagged(f"\xa0{EDITED}\xa0"), NAME, ""),
+        *((tagged(text), NAME, "") for text in (EDITED, f"\xa0{EDITED}\xa0")),
         *((tagged(ORIGINAL), NAME, "unchanged"), (tagged(""), NAME, "empty")),
         (tagged(f"Here is the edited response:\n\n{EDITED}"), NAME, ""),
         (reply(json.dumps({NAME: f"Sure! {EDITED}"})), None, "doubtful"),
@@ -41,8 +40,7 @@ def tagged(text: str) -> Reply:
         (reply(f"<{NAME}>{EDITED}", "length"), NAME, "cut"),
         (reply(f"<{NAME}>{EDITED}</{NAME}>\n\nI have", "length"), NAME, ""),
         (reply(json.dumps({NAME: EDITED}), "length"), None, "cut"),
-        (reply(EDITED, "length"), "", "cut"),
-        (reply("", "refusal"), NAME, "refusal"),
+        *((reply(EDITED, "length"), "", "cut"), (reply("", "refusal"), NAME, "refusal")),
         *((reply(json.dumps({NAME: EDITED})), None, ""), (tagged(EDITED), None, "unparsed")),
         (reply(json.dumps({NAME: f"{EDITED}\ud83d"})), None, "unparsed"),
         (reply(json.dumps({"answer": f"{EDITED}\ud83d"})), "", "unparsed"),
@@ -102,21 +100,18 @@ def test_a_reply_that_repeats_the_template_is_no_edit():
 def test_the_tag_of_a_reply_occurs_in_no_text_of_the_prompt():
     template = request.load_template()
     prompt, tag = build_prompt(TASK, template)
-    assert tag == NAME
+    assert (tag, f"between <{NAME}> and </{NAME}>" in prompt) == (NAME, True)
     assert prompt.endswith(f"\n\n{request.describe_form(NAME)}")
-    assert f"between <{NAME}> and </{NAME}>" in prompt
     task = TASK._replace(response=f"Write <{NAME.upper()}>.", input=f"{NAME}_2")
     prompt, tag = build_prompt(task, template)
     assert (tag, prompt.count(f"<{NAME}_3>")) == (f"{NAME}_3", 1)
     prompt, tag = build_prompt(TASK, template, as_json=True)
-    assert tag is None
-    assert f"<{NAME}>" not in prompt
+    assert (tag, f"<{NAME}>" in prompt) == (None, False)
     assert f"the field {NAME} of one JSON object" in prompt
     for form in (True, False):
         prompt, tag = build_prompt(TASK, request.load_template(name="paper"), as_json=form)
-        assert tag == (None if form else "")
+        assert (tag, NAME in prompt) == (None if form else "", False)
         assert "make minimal changes to the above response" in prompt
-        assert NAME not in prompt
 
 
 def test_tasks_of_every_kind_of_row():
@@ -132,8 +127,7 @@ def test_tasks_of_every_kind_of_row():
     tasks = [("1", "q1", "", "a"), ("x/2", "q2", "i", "o"), ("3", "q3", "", "w")]
     tasks += [("4", "q4", "", "w"), ("7", "q5", "", "")]
     assert [task[:4] for task in request.make_tasks(rows)] == tasks
-    better = [task.response for task in request.make_tasks(rows, "better")]
-    assert better == ["a", "o", "b", "b", ""]
+    assert [task.response for task in request.make_tasks(rows, "better")] == [*"aobb", ""]
 
 
 def test_a_template_shows_the_fields_unchanged():

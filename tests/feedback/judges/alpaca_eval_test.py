@@ -36,8 +36,7 @@ def test_a_published_file():
     preferences = [1.0] * 672 + [0.0] * 20 + [2.0] * 112 + [None]
     rows = [row(n, value, annotator="alpaca_eval_gpt4") for n, value in enumerate(preferences)]
     results = alpaca_eval.summarize(read(rows))
-    assert round(results["win_rate"], 4) == 15.1741
-    assert round(results["se"], 4) == 1.2351
+    assert (round(results["win_rate"], 4), round(results["se"], 4)) == (15.1741, 1.2351)
     counts = {"n": 804, "wins": 112, "losses": 672, "draws": 20, "unparsed": 1}
     assert counts.items() <= results.items()
 
@@ -80,9 +79,6 @@ def test_a_round_trip():
     assert last["verdicts"][1] == {"shown_first": 2, "said": "tie", "reply": "C"}
 
 
-VERDICT = {"shown_first": 3, "said": "tie", "reply": ""}
-
-
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
@@ -92,7 +88,8 @@ VERDICT = {"shown_first": 3, "said": "tie", "reply": ""}
         ([row(0, 1, output_1=["a"])], "row 1: the field 'output_1' is [\"a\"], not a string"),
         *(([row(0, x)], "row 1: preference is ") for x in ("1", True, [1], {})),
         ([row(0, 1, finished_2="no")], "1: finished_2 is 'no'; it must be true or false"),
-        *(([row(0, 1, verdicts=x)], "1: verdicts is ") for x in (3, ["x"], [{}], [VERDICT])),
+        *(([row(0, 1, verdicts=x)], "1: verdicts is ") for x in (3, ["x"], [{}])),
+        ([row(0, 1, verdicts=[{"shown_first": 3, "said": "tie", "reply": ""}])], "verdicts is "),
     ],
 )
 def test_refused_files(rows, message):
@@ -133,7 +130,7 @@ def test_difficulties_of_a_leaderboard():
             read_difficulty(text)
 
 
-OTHER_REFERENCE = [Comparison("do 0", "", "another", "b", 1.0)]
+OTHER = [Comparison("do 0", "", "another reference", "b", 1.0)]
 NAMED = [row for name in "ab" for row in comparisons(1.0, generator_1=name)]
 
 
@@ -142,7 +139,7 @@ NAMED = [row for name in "ab" for row in comparisons(1.0, generator_1=name)]
     [
         ([comparisons(1.0, 2.0), comparisons(1.0)], "1 prompts are of one model only, the first"),
         ([comparisons(1.0), comparisons(2.0) * 2], "1 prompts are of one model only"),
-        ([comparisons(1.0), OTHER_REFERENCE], "output_1 differs at 1 of 1 prompts; compare both"),
+        ([comparisons(1.0), OTHER], "output_1 differs at 1 of 1 prompts; compare both"),
         ([comparisons(1.0, None), comparisons(None, 2.0)], "no prompt has a preference for both"),
         ([NAMED], "generator_1 is a in some rows and b in others"),
         ([comparisons(None, None)], "none of 2 comparisons has a preference"),

@@ -23,33 +23,22 @@ def run(**fields) -> None:
     launch(collect_preferences, **{"input": "pairs.jsonl", "output": "labels.jsonl"} | fields)
 
 
-def labels(path: str = "labels.jsonl") -> list[int]:
-    return [row.preference for row in sources.read(path)]
-
-
 def test_pairs_get_labels(capsys):
-    rows = [
-        pair(RIGHT, WRONG),
-        pair(WRONG, RIGHT, preference=1),  # a label that is ignored
-        pair(WRONG, WRONG),
-        pair(WRONG, "the capital of hungary is cairo"),  # as wrong
-        pair(RIGHT, ""),
-    ]
+    rows = [pair(RIGHT, WRONG), pair(WRONG, RIGHT, preference=1)]  # a label that is ignored
+    rows += [pair(WRONG, WRONG), pair(WRONG, f"{WRONG[:-6]}cairo"), pair(RIGHT, "")]
     write_jsonl("pairs.jsonl", rows)
     run(judge=GOLD)
     assert sources.read("labels.jsonl") == [
         records.Preference("capital of hungary", "", RIGHT, WRONG, 1),
         records.Preference("capital of hungary", "", WRONG, RIGHT, 2),
     ]
+    counts = "2 preferences of 3 pairs; 1 draws dropped, 0 unparsed, 0 labels flipped"
     out = capsys.readouterr().out
-    assert "1 empty responses" in out
-    assert "1 identical responses" in out
-    assert "2 preferences of 3 pairs; 1 draws dropped, 0 unparsed, 0 labels flipped" in out
+    assert all(text in out for text in ("1 empty responses", "1 identical responses", counts))
     run(overwrite=True, judge=GOLD, draws="random", label_noise=0.5)
-    out = capsys.readouterr().out
-    assert len(labels()) == 3
-    assert "1 draws kept at random" in out
-    assert "labels flipped (label_noise=0.5)" in out
+    counts = r"3 preferences .* 1 draws kept at random, .* labels flipped \(label_noise=0.5\)"
+    assert re.search(counts, capsys.readouterr().out)
+    assert len(sources.read("labels.jsonl")) == 3
     kept = alpaca_eval.read("labels.annotations.json")
     assert [row.preference for row in kept] == [1.0, 2.0, 1.5]
 
@@ -64,8 +53,7 @@ def test_a_language_model_labels(capsys):
     write_jsonl("pairs.jsonl", [*rows, pair("odd", "odder")])
     with llm_server.running(answer=prefer_longer) as server:
         for _ in range(2):
-            url = f"{server.url}/v1"
-            run(model="m", provider="openai", base_url=url, overwrite=True)
+            run(model="m", provider="openai", base_url=f"{server.url}/v1", overwrite=True)
         assert list(server.delivered.values()) == [1] * 13
-    assert labels() == [2] * 12
+    assert [row.preference for row in sources.read("labels.jsonl")] == [2] * 12
     assert "12 preferences of 13 pairs; 0 draws dropped, 1 unparsed" in capsys.readouterr().out

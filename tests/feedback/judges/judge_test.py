@@ -1,5 +1,6 @@
 """Judges: their requests in either order of the responses, and preferences from the replies."""
 
+import functools
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -75,12 +76,8 @@ def test_exchanged_responses_get_the_same_requests_and_the_opposite_preference(b
     ("verdicts", "preference"),
     [
         *(([(1, "first")], 1), ([(1, "second")], 2), ([(2, "first")], 2), ([(2, "second")], 1)),
-        *(([(1, "tie")], 1.5), ([(1, None)], None), ([], 1.5)),
-        ([(1, "second"), (2, "first")], 2),
-        # Disagreement is a draw, a verdict against a tie too.
-        ([(1, "first"), (2, "first")], 1.5),
-        ([(1, "tie"), (2, "first")], 1.5),
-        ([(1, "first"), (2, None)], None),
+        *(([(1, "tie")], 1.5), ([(1, None)], None), ([], 1.5), ([(1, "first"), (2, None)], None)),
+        *(([(1, x), (2, "first")], y) for x, y in (("second", 2), ("first", 1.5), ("tie", 1.5))),
     ],
 )
 def test_verdicts_to_preferences(verdicts, preference):
@@ -93,15 +90,14 @@ def test_reasons_for_no_verdict():
     sent = questions(rows)
     replies = [reply("Both have merits.\nB"), Rejected("400: too long"), reply("No.", "refusal")]
     replies += [reply("VERDICT: A", "length"), reply("B, but it is short.\nVERDICT: A")]
-    judged = judge.judge_by_replies(rows, sent, iter(replies), "openai/m")
-    assert [row.preference is None for row in judged] == [True] * 4 + [False] * 2
-    assert [row.reason for row in judged] == [
+    first, *others, last = judge.judge_by_replies(rows, sent, iter(replies), "openai/m")
+    assert [row.preference is None for row in (first, *others)] == [True] * 4 + [False]
+    assert [row.reason for row in (first, *others, last)] == [
         *("the last line is not in the requested form", "no reply: 400: too long"),
         *("the judge refused", "the judge's reply was cut; raise max_new_tokens", "", ""),
     ]
-    assert (judged[5].preference, judged[5].verdicts) == (1.5, ())
-    assert judged[0].annotator == "openai/m"
-    assert judged[0].verdicts == (Verdict(sent[0].shown_first, None, replies[0].text),)
+    assert (last.preference, last.verdicts, first.annotator) == (1.5, (), "openai/m")
+    assert first.verdicts == (Verdict(sent[0].shown_first, None, replies[0].text),)
 
 
 def test_a_response_cannot_imitate_the_verdict():
@@ -117,19 +113,18 @@ def judged(preferences) -> list[Comparison]:
     return [pair(n, preference=value, annotator="me") for n, value in enumerate(preferences)]
 
 
-def labels(rows, noise=0.0, draws="drop", seed=0) -> tuple[list[dict], Counter]:
-    return judge.make_labels(rows, noise=noise, draws=draws, seed=seed)
+labels = functools.partial(judge.make_labels, noise=0.0, draws="drop", seed=0)
 
 
 def test_noise_flips_its_share_of_labels():
     rows, noise = judged([1.0, 2.0] * 1000), 0.25
-    made, counts = labels(rows, noise)
+    made, counts = labels(rows, noise=noise)
     flipped = [a["preference"] != b.preference for a, b in zip(made, rows, strict=True)]
     assert sum(flipped) == counts["flipped"]
     assert sum(flipped) / 2000 == pytest.approx(noise, abs=0.04)
-    assert labels(rows, noise, seed=1)[0] != made
-    assert labels(rows[10:20], noise)[0] == made[10:20]
-    fewer, _ = labels(rows, noise / 2)  # the same ones and no others
+    assert labels(rows, noise=noise, seed=1)[0] != made
+    assert labels(rows[10:20], noise=noise)[0] == made[10:20]
+    fewer, _ = labels(rows, noise=noise / 2)  # the same ones and no others
     for row, more, less in zip(rows, made, fewer, strict=True):
         assert less["preference"] == row.preference or more == less
 
@@ -154,8 +149,8 @@ def test_a_function_as_judge():
     rows = [Comparison("x", "", *o) for o in (("long", "longer"), ("longer", "long"), ("b", "a"))]
     rows.append(replace(rows[0], finished_2=False))
     film = Comparison("Write a review.", "", "A dull, awful film.", "A bright, superb film.")
-    vader, own = "fgrlhf_jax.feedback.judges.vader:judge", f"{__name__}:length"
-    for name, compared, preferences in ((own, rows, [2, 1, 1.5, 1]), (vader, [film], [2])):
+    vader = "fgrlhf_jax.feedback.judges.vader:judge", [film], [2]
+    for name, compared, preferences in ((f"{__name__}:length", rows, [2, 1, 1.5, 1]), vader):
         judged = judge.judge_by_function(compared, name)
         assert [row.preference for row in judged] == preferences
         assert {row.annotator for row in judged} == {name}

@@ -39,7 +39,7 @@ def test_two_files_are_matched_by_their_prompts():
     ours = [response("b", "our b", input="more", generator="m", finished=False)]
     ours += [response(*texts, generator="m") for texts in (("a ", "our a"), ("b", "our other b"))]
     theirs = [*(response(name, f"their {name}") for name in "ab"), response("b", "", input=" more")]
-    names = {"generator_1": "theirs", "generator_2": "m"}
+    names = NAMES | {"generator_2": "m"}
     assert match(ours, theirs) == [
         Comparison("a", "", "their a", "our a", **names),
         Comparison("b", "", "their b", "our other b", **names),
@@ -76,32 +76,24 @@ def test_files_of_different_prompts():
 
 
 @pytest.mark.parametrize("order", [1, -1])
-@pytest.mark.parametrize(
-    ("rows", "message"),
-    [
+def test_refused_responses(order):
+    for rows, message in (
         ([response(x, "1") for x in "aa"], r"\b1 (prompts )?that .*the first: 'a'"),
         ([EDIT], "row 1: is a pair; give one resp"),
-    ],
-)
-def test_refused_responses(rows, message, order):
-    with pytest.raises(InputError, match=message):
-        match(*(rows, [response("a", "1")])[::order])
-
-
-TURNS = [
-    {"role": role, "content": text}
-    for role, text in (("user", "Hi."), ("assistant", "Hello!"), ("user", "Sing."))
-]
+    ):
+        with pytest.raises(InputError, match=message):
+            match(*(rows, [response("a", "1")])[::order])
 
 
 def test_several_turns():
-    messages = tuple(Message(**turn) for turn in TURNS)
-    theirs = [*TURNS, TURNS[1] | {"content": "No"}]
-    matched = match([{"messages": TURNS, "output": "La"}], [{"messages": theirs}])
-    assert matched == [Comparison("", "", "No", "La", messages=messages, **NAMES)]
-    chosen, rejected = ([TURNS[1] | {"content": text}] for text in ("La", "No"))
-    comparisons, _ = pair({"prompt": TURNS, "chosen": chosen, "rejected": rejected})
-    assert comparisons == [Comparison("", "", "La", "No", messages=messages)]
+    texts = ("user", "Hi."), ("assistant", "Hello!"), ("user", "Sing.")
+    turns = [{"role": role, "content": text} for role, text in texts]
+    chosen, rejected = ([turns[1] | {"content": text}] for text in ("La", "No"))
+    options = {"messages": tuple(Message(*each) for each in texts)}
+    matched = match([{"messages": turns, "output": "La"}], [{"messages": turns + rejected}])
+    assert matched == [Comparison("", "", "No", "La", **options, **NAMES)]
+    comparisons, _ = pair({"prompt": turns, "chosen": chosen, "rejected": rejected})
+    assert comparisons == [Comparison("", "", "La", "No", **options)]
 
 
 def test_pairs_of_one_file_whatever_their_label():
@@ -110,14 +102,11 @@ def test_pairs_of_one_file_whatever_their_label():
         {"instruction": "a", **texts, "preference": "?"},
         {"instruction": "c", "input": "d", **texts, "generator_1": "one", "generator_2": None},
         {"prompt": "e", "chosen": "x", "rejected": "y"},
-        EDIT,
-        response("f", "x"),
-        response("f", "y"),
+        *(EDIT, response("f", "x"), response("f", "y")),
     )
     texts = ("a", "", "x", "y"), ("c", "d", "x", "y", None, "one"), ("e", "", "x", "y")
     texts = (*texts, ("a", "", "bad", "good"), ("f", "", "x", "y"))
-    assert comparisons == [Comparison(*each) for each in texts]
-    assert left_out.total() == 0
+    assert (comparisons, left_out.total()) == ([Comparison(*each) for each in texts], 0)
 
 
 def test_samples_of_a_prompt_make_pairs():
@@ -133,7 +122,6 @@ def test_samples_of_a_prompt_make_pairs():
         *(("a", "9", "10"), ("c", "11", "12")),
     ]
     reasons = {"identical responses": 2, "empty responses": 1, "responses without another": 2}
-    assert left_out == Counter(reasons)
-    assert (comparisons[0].generator_1, comparisons[0].generator_2) == ("m", "m")
+    assert (left_out, comparisons[0].generator_1, comparisons[0].generator_2) == (reasons, "m", "m")
     with pytest.raises(InputError, match=re.escape("two different responses (2 responses without")):
         pair(response("a", "x"), response("b", "y"))

@@ -74,11 +74,8 @@ def test_concurrency_and_requests_per_minute_are_bounded(tmp_path):
         list(collect(questions(24), connected(server), tmp_path / "1", Usage(concurrency=3)))
         assert server.peak == 3
     with llm_server.running(lambda prompt, before: "ok" if before else "500") as server:
-        list(
-            collect(
-                questions(6), connected(server), tmp_path / "2", Usage(requests_per_minute=1800)
-            )
-        )
+        usage = Usage(requests_per_minute=1800)
+        list(collect(questions(6), connected(server), tmp_path / "2", usage))
         assert server.times[-1] - server.times[0] >= 11 / 30 * 0.7  # the first may be late
     usage, began = Usage(requests_per_minute=1, max_requests=1), time.monotonic()
     with pytest.raises(InputError, match="max_requests=1"):
@@ -95,14 +92,10 @@ def test_a_fault_of_every_request_stops_the_run(tmp_path):
         list(collect(questions(1000), connected(server, retries=1), tmp_path))  # it has ended
 
 
-WARM = Rejected("400: too warm")
-
-
-@pytest.mark.parametrize(
-    ("send", "batch_size"),
-    [(FakeModel(lambda *_: WARM), 0), (lambda requests: [WARM] * len(requests), 4)],
-)
-def test_nothing_is_written_if_all_requests_are_rejected(tmp_path, send, batch_size):
+@pytest.mark.parametrize("batch_size", [0, 4])
+def test_nothing_is_written_if_all_requests_are_rejected(tmp_path, batch_size):
+    warm = Rejected("400: too warm")
+    send = (lambda batch: [warm] * len(batch)) if batch_size else FakeModel(lambda *_: warm)
     with pytest.raises(InputError, match=r"10 requests in a row have no reply \(400: too warm\)"):
         save(questions(30), send, tmp_path, batch_size=batch_size)
     for name in ("out.jsonl", "out.rejected.jsonl"):
@@ -217,9 +210,9 @@ def test_a_cap_stops_and_a_later_run_continues(tmp_path, cap):
     send = FakeModel()
     for run_number in range(1, 4):
         usage = Usage(concurrency=1, **cap)
-        with pytest.raises(InputError, match=r"stopped at max_\w+=\d+ after 7 requests") as e:
+        message = r"stopped at max_\w+=\d+ after 7 requests.* 14 tokens read and 21 written"
+        with pytest.raises(InputError, match=message):
             save(questions(22), send, tmp_path, usage)
-        assert "14 tokens read and 21 written" in str(e.value)
         assert len(read_jsonl(tmp_path / "out.jsonl")) == 7 * run_number
     assert save(questions(22), send, tmp_path) == (22, 0)
     assert sorted(send.prompts) == sorted(request.prompt for request in questions(22))
