@@ -60,7 +60,7 @@ def run(config: ConfigDict, sets: dict[str, list], tokenizer=None) -> dict:
     train, validation = ([*chain(*kinds[name].values())] for name in ("train", "validation"))
     buckets = choose_buckets([pair.length for pair in train + validation], config.data.buckets)
     trainer = make_trainer(settings, mesh, CausalLM(cfg), train, validation, buckets)
-    return policy.run(trainer, setup, kinds["validation"].get("edits", []), card_figures)
+    return policy.run(config, trainer, setup, kinds["validation"].get("edits", []), card_figures)
 
 
 def card_figures(metrics: dict) -> dict:

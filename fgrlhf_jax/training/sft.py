@@ -55,7 +55,7 @@ def run(config: ConfigDict, sets: dict[str, list], tokenizer=None) -> dict:
     lengths = [row.length for rows in encoded.values() for row in rows]
     buckets = choose_buckets(lengths, config.data.buckets)
     trainer = make_trainer(config, mesh, CausalLM(cfg), *encoded.values(), buckets)
-    return policy.run(trainer, setup, edits, with_perplexity)
+    return policy.run(config, trainer, setup, edits, with_perplexity)
 
 
 def with_perplexity(metrics: dict) -> dict:

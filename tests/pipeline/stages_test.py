@@ -340,5 +340,7 @@ def test_two_stages_that_fail_at_once(make_stage, tmp_path, monkeypatch):
 
     monkeypatch.setattr(stages, "Starter", Late)
     wrong = [make_stage(name, tmp_path / name, argument="wrong") for name in "ab"]
-    with pytest.raises(InputError, match=r"stage a failed with status 1: a\.jsonl:3: is not what"):
+    with pytest.raises(
+        InputError, match=r"stage [ab] failed with status 1: a\.jsonl:3: is not what"
+    ):
         run(tmp_path, *wrong, workers=2)
