@@ -81,8 +81,9 @@ def read_with_rows(
 
 
 def with_id(row: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
-    """Sets ``id`` from its column in ``columns``; drops one that another field uses."""
-    fields = {n: value for n, value in row.items() if n != "id" or "id" not in columns.values()}
+    """Sets ``id`` from its column in ``columns``; drops ids and error spans of another field."""
+    used = {"id", "error_spans"} & {column for name, column in columns.items() if name != column}
+    fields = {name: value for name, value in row.items() if name not in used}
     return fields | {"id": row[columns["id"]]} if "id" in columns else fields
 
 
