@@ -57,7 +57,7 @@ def cluster_mean(values_N: np.ndarray, record_N: np.ndarray, exact: Callable | N
     Returns ``mean``, ``se``, ``low`` and ``high`` (mean ± t se, t the 97.5 % quantile of Student's
     t with R - 1 degrees of freedom), and the counts ``n`` of values and ``records``. Without values
     all but the counts are None; with a single record se, low and high are None. If records do not
-    differ, low and high are ``alike(mean, R)``.
+    differ, low and high are ``exact(mean, R)``, if it is given.
     """
     records, index_N = np.unique(record_N, return_inverse=True)
     result = dict.fromkeys(("mean", "se", "low", "high"))
