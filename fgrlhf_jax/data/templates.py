@@ -270,7 +270,7 @@ def encode_response(
         parts = chat.Parts(render(tokenizer, template, record), response=response or "")
         tokens = chat.tokenize(tokenizer, "".join(parts))
         # Encode a letter: "" would give the same id if only an EOS equal to BOS were appended.
-        first = tokenizer("a", verbose=False)["input_ids"][:1]
+        first = tokenizer.backend_tokenizer.encode("a").ids[:1]
         if first == [tokenizer.bos_token_id]:
             tokens = chat.Tokens(first + tokens.ids, [(0, 0), *tokens.offsets], {})
     ids = tokens.ids
