@@ -9,6 +9,12 @@ def _arm(label: str, learner: str, reward: str = "", **fields: str) -> dict[str,
     return {"label": label, "learner": learner, "reward": reward, **fields}
 
 
+def _sharpened(label: str, arm: str) -> dict[str, str]:
+    """Distillation of an arm's policy at temperature 1/2: kl.coef / (1 + kl.coef)."""
+    flags = "kl.coef=1,reward_normalization=none"
+    return _arm(f"{label}, sharpened", "distill", f"{arm}:{arm}:0", start=arm, defaults=flags)
+
+
 def _model(label: str, loss: str = "token_edit", **fields: str) -> dict[str, str]:
     return {"label": label, "loss": loss, **fields}
 
@@ -58,6 +64,8 @@ ARMS = {
     "three_rounds_then_token": _arm(
         "SFT on three rounds, then token", "ppo", "rm_three_rounds", start="sft_three_rounds"
     ),
+    "sharpened": _sharpened("SFT on three rounds, then token", "three_rounds_then_token"),
+    "edits_sharpened": _sharpened("SFT on the edits", "sft_edits"),
 }
 _HEAD = "model.head=state_action"
 REWARD_MODELS = {

@@ -169,6 +169,7 @@ FIELDS = collect_fields(
 _GENTLE = (
     "gamma=0,optimizer.learning_rate=0.0001,optimizer.schedule=linear,optimizer.warmup_steps=5"
 )
+_SHARP = f"kl.coef=1,reward_normalization=none,{_GENTLE},optimizer.learning_rate=0.0003"
 
 
 def _commands(size: str, **defaults: str) -> dict[str, str]:
@@ -215,6 +216,8 @@ _TINY = {
     "arms.edits_then_distill.defaults": f"kl.coef=0.3,{_GENTLE}",
     "arms.edits_then_token.defaults": f"kl.coef=1,{_GENTLE}",
     "arms.three_rounds_then_token.defaults": f"kl.coef=1,{_GENTLE}",
+    "arms.sharpened.defaults": _SHARP,
+    "arms.edits_sharpened.defaults": _SHARP,
     # Mistakes of greedy decoding are rare in samples; without greedy responses none is corrected.
     "rounds.second_round.greedy": True,
     "rounds.third_round.greedy": True,
@@ -228,7 +231,7 @@ _STUDY = _TINY | {
     "sft.defaults": f"{_TINY_LENGTHS},steps=2400",
     "run_arms": "sft_edits,ppo_rlhf,fine_grained,fine_grained_token,kl_outside,state_action,rloo,"
     "grpo,dpo,ddpo,salt,figa,sft_longer,edits_then_token,edits_then_grpo,edits_then_distill,"
-    "three_rounds_then_token,oracle",
+    "three_rounds_then_token,sharpened,edits_sharpened,oracle",
 }
 VARIANTS = {
     "tiny": _TINY,

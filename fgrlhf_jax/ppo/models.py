@@ -13,7 +13,7 @@ from fgrlhf_jax.data.tokenizers import check_same
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import heads, hf_load, llama, lora, peft
 from fgrlhf_jax.models.lora import Lora
-from fgrlhf_jax.reward_model.combined import RewardModule, first_backbone
+from fgrlhf_jax.reward_model.combined import LogRatio, RewardModule, first_backbone, models_of
 from fgrlhf_jax.reward_model.modules import RewardMeta, folders_of, load_params, read_modules
 
 
@@ -78,16 +78,20 @@ def read_architectures(config: ConfigDict) -> Architectures:
 
 def check_rewards(config: ConfigDict, vocab_size: int, reward_model: RewardModule | None) -> None:
     """Raises InputError if distillation has no reward model that scores every next token."""
-    is_single = isinstance(reward_model, heads.TokenValueModel) and not config.reward_function
-    if not is_single or reward_model.kind == "after" or config.level != "token":
+    scores_all = getattr(reward_model, "kind", "after") != "after"
+    scores_all |= isinstance(reward_model, LogRatio)
+    if not scores_all or config.reward_function or config.level != "token":
         raise InputError(
             f"algorithm=distill: {config.reward_function or config.reward_model} does not score "
-            "every next token; give one reward model of tokens, with --config.model.head=action"
+            "every next token; give one reward model of tokens, trained with "
+            "--config.model.head=action, or the log-ratio POLICY:REFERENCE of two policies"
         )
-    if (size := reward_model.cfg.vocab_size) != vocab_size:
+    sizes = {model.cfg.vocab_size for model in models_of(reward_model)}
+    if sizes != {vocab_size}:
         raise InputError(
-            f"algorithm=distill: reward_model={config.reward_model} scores {size} tokens, and "
-            f"policy={config.policy} has {vocab_size}; train it from this policy's checkpoint"
+            f"algorithm=distill: reward_model={config.reward_model} scores "
+            f"{' and '.join(map(str, sorted(sizes)))} tokens, and policy={config.policy} has "
+            f"{vocab_size}; train it from this policy's checkpoint"
         )
     if not config.kl.coef:
         raise InputError("kl.coef=0: algorithm=distill divides rewards by it; give it above 0")

@@ -44,7 +44,8 @@ class LogRatio(nn.Module):
 
     For a DPO policy and its reference this is, up to DPO's beta, the token reward of RTO (Zhong et
     al. 2024, arXiv:2404.18922): DPO's implicit reward of a response, split over its tokens. A token
-    with nothing before it has reward 0.
+    with nothing before it has reward 0. With w = 0, distillation sharpens the policy: its target is
+    the policy at temperature beta / (1 + beta).
     """
 
     policy: CausalLM
@@ -56,13 +57,26 @@ class LogRatio(nn.Module):
         return common_cfg(self.policy, self.reference)
 
     def __call__(self, tokens_BS, positions_BS, attend, previous_BS=None) -> jax.Array:
-        def logprob(model: CausalLM) -> jax.Array:
-            hidden_BSD = model.backbone(tokens_BS, positions_BS, attend)
-            logits_BSV = model.next_tokens(state_before(hidden_BSD, previous_BS))
-            return jax.vmap(logprob_and_entropy)(logits_BSV, tokens_BS)[0]
+        hidden_BSD = state_before(self.backbone(tokens_BS, positions_BS, attend), previous_BS)
+        policy_BS, reference_BS = (
+            jax.vmap(logprob_and_entropy)(logits_BSV, tokens_BS)[0]
+            for logits_BSV in self._logits(hidden_BSD)
+        )
+        return jnp.where(positions_BS > 0, policy_BS - self.reference_weight * reference_BS, 0.0)
 
-        ratio_BS = logprob(self.policy) - self.reference_weight * logprob(self.reference)
-        return jnp.where(positions_BS > 0, ratio_BS, 0.0)
+    def backbone(self, *inputs) -> jax.Array:
+        """The states of both models, side by side."""
+        models = self.policy, self.reference
+        return jnp.concatenate([model.backbone(*inputs) for model in models], axis=-1)
+
+    def next_tokens(self, hidden_BSD: jax.Array) -> jax.Array:
+        """r_BSV, the reward that every next token would get in these states."""
+        policy_BSV, reference_BSV = map(jax.nn.log_softmax, self._logits(hidden_BSD))
+        return policy_BSV - self.reference_weight * reference_BSV
+
+    def _logits(self, hidden_BSD: jax.Array) -> tuple[jax.Array, jax.Array]:
+        states = jnp.split(hidden_BSD, [self.policy.cfg.hidden_size], axis=-1)
+        return self.policy.next_tokens(states[0]), self.reference.next_tokens(states[1])
 
 
 RewardModule = TokenValueModel | Ensemble | LogRatio

@@ -20,6 +20,7 @@ from fgrlhf_jax.ppo.algorithm import Rollout, Rows
 from fgrlhf_jax.ppo.models import Architectures, Frozen
 from fgrlhf_jax.ppo.programs import by_part
 from fgrlhf_jax.ppo.scoring import Target
+from fgrlhf_jax.reward_model.combined import LogRatio
 from fgrlhf_jax.runtime import optim, sharding
 from fgrlhf_jax.runtime.optim import TrainState
 
@@ -102,6 +103,34 @@ def test_predictions_and_gradients_are_those_of_whole_logits():
     plain = predict(PARAMS, ROWS)
     np.testing.assert_allclose(predictions.logprob_BT, plain.logprob_BT, atol=1e-5)
     np.testing.assert_allclose(predictions.entropy_BT, plain.entropy_BT, atol=1e-5)
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.7])
+def test_a_log_ratio_is_the_reward_of_every_next_token(weight):
+    """Without a reference (weight 0) the target is the policy at temperature beta / (1 + beta)."""
+    ratio = LogRatio(POLICY, heads.CausalLM(tiny_cases.CFG), weight)
+    models, beta = MODELS._replace(reward_model=ratio), 0.6
+    settings = dataclasses.replace(SETTINGS, temperature=1.0)
+    params = {"policy": FROZEN.reference, "reference": tiny_cases.parameters(POLICY, 5)}
+    target = Target(FROZEN.reference, params, jnp.float32(beta))
+    learner = {"policy": FROZEN.reference}
+    found = scoring.predict(learner, ROWS, target, models=models, settings=settings)
+
+    inputs = ROWS.tokens_BS, *heads.positions_and_mask(ROWS.mask_BS)
+    logits = [POLICY.apply(lora.variables(p), *inputs) for p in params.values()]
+    policy, reference = (np.float64(jax.nn.log_softmax(x)) for x in logits)
+    goal = (1 + 1 / beta) * policy - weight / beta * reference
+    goal -= np.log(np.exp(goal).sum(-1, keepdims=True))
+    kl = (np.exp(goal) * (goal - policy)).sum(-1)
+    before = np.maximum(ROWS.columns_BT - 1, 0)
+    np.testing.assert_allclose(
+        found.target_kl_BT, np.take_along_axis(kl, before, axis=1), rtol=1e-4, atol=1e-5
+    )
+    reward_BS = ratio.apply(lora.variables(params), *inputs)[:, 1:]
+    every = (policy - weight * reference)[:, :-1]
+    wanted = np.take_along_axis(every, ROWS.tokens_BS[:, 1:, None], axis=2)[..., 0]
+    wanted = np.where(ROWS.mask_BS[:, 1:], wanted, reward_BS)
+    np.testing.assert_allclose(reward_BS, wanted, rtol=1e-4, atol=1e-5)
 
 
 @functools.cache
