@@ -28,7 +28,7 @@ from fgrlhf_jax.data.records import Edit, Instruction, Message, Preference
 from fgrlhf_jax.models import heads, hf_load
 from fgrlhf_jax.ppo import models as ppo_models
 from fgrlhf_jax.ppo.rollout import Prompts
-from fgrlhf_jax.ppo.trainer import PPOTrainer
+from fgrlhf_jax.ppo.train import PPOTrainer
 from fgrlhf_jax.reward_model import train as reward_model
 from fgrlhf_jax.reward_model.modules import make_module
 from fgrlhf_jax.runtime import sharding

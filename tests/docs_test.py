@@ -1,5 +1,6 @@
 """README and docs/ say what is true: commands parse, links and files exist, folders are named."""
 
+import ast
 import importlib
 import re
 import shlex
@@ -77,3 +78,24 @@ def test_every_fault_names_tests_that_exist():
         assert len(names) == cell.count("`") // 2 > 0, cell
         for path, test in names:
             assert f"\ndef {test}(" in (ROOT / path).read_text(encoding="utf-8"), (path, test)
+
+
+def functions_of(file: str) -> set[str]:
+    """Names of a file's functions, and of its classes' methods as Class.method."""
+    tree = ast.parse((ROOT / "fgrlhf_jax" / file).read_text(encoding="utf-8"))
+    classes = [("", tree), *((f"{n.name}.", n) for n in tree.body if isinstance(n, ast.ClassDef))]
+    return {p + n.name for p, each in classes for n in each.body if isinstance(n, ast.FunctionDef)}
+
+
+def test_the_two_walks_exist_and_are_short():
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    title = r"^\*\*From .+: (\d+) files, (\d+) functions\.\*\*\n"
+    walks = re.findall(title + r"((?:\n?\|.*)+)", page, re.M)
+    assert len(walks) == 2
+    for *counts, table in walks:
+        files = [re.findall(r"`([^`]+)`", line) for line in table.split("\n|")[3:]]
+        steps = [(file, name) for file, *names in files for name in names]
+        assert [*map(int, counts)] == [len(files), len(set(steps))]
+        assert len(files) <= 10
+        assert len(steps) <= 28
+        assert not [step for step in steps if step[1] not in functions_of(step[0])]

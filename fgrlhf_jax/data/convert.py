@@ -19,10 +19,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fgrlhf_jax.data import formats, records
+from fgrlhf_jax.data import records, row_fields
 from fgrlhf_jax.data.conversations import is_transcript, join_prompt
-from fgrlhf_jax.data.messages import MESSAGES
 from fgrlhf_jax.data.records import Edit, Instruction, Preference, Record, RecordAndRow, kind_of
+from fgrlhf_jax.data.sources import MESSAGES
 from fgrlhf_jax.errors import InputError
 
 TARGETS = (*records.KINDS, "trl", "messages", "alpaca_farm", "alpaca_eval")
@@ -32,7 +32,7 @@ Row = dict[str, Any]
 
 # Fields that a converted row has under the target's names; a pair may keep labels and predictions.
 _REPLACED = {
-    *(*formats.PROMPTS, *formats.ANSWERS, *records.FINISHED),
+    *(*row_fields.PROMPTS, *row_fields.ANSWERS, *records.FINISHED),
     *("input", "system", "system_prompt", "system_message", "history", "raw_instruction"),
     *("rejected_response", "rejected_messages"),
 }

@@ -6,13 +6,12 @@ text or a conversation; an answer is a text, a message, or a conversation that e
 layouts fit a row, ``columns`` must choose.
 """
 
-import itertools
-import json
 import re
 from collections.abc import Container, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
 
+from fgrlhf_jax.data import row_fields
 from fgrlhf_jax.data.conversations import (
     Turns,
     check_texts,
@@ -20,6 +19,7 @@ from fgrlhf_jax.data.conversations import (
     join_prompt,
     parse_list,
     parse_turns,
+    transcribe,
 )
 from fgrlhf_jax.data.records import (
     FINISHED,
@@ -30,62 +30,13 @@ from fgrlhf_jax.data.records import (
     Preference,
     Record,
 )
-from fgrlhf_jax.data.row_fields import (
-    PROMPTS,
-    Row,
-    check_row,
-    common_beginning,
-    read_field,
-    read_flag,
-    read_preference,
-    read_prompt,
-    read_spans,
-    read_text,
-    refuse_two_prompts,
-    without_prompt,
-)
+from fgrlhf_jax.data.row_fields import ANSWERS, LAYOUTS, PROMPTS, Row, check_text, read_text
 from fgrlhf_jax.data.row_labels import check_scores, check_trained
 from fgrlhf_jax.data.text_forms import restore_line_ends, restore_normal_form
 from fgrlhf_jax.errors import InputError
 
-COMPARISONS = "comparisons"
-LAYOUTS = {
-    ("original", "edited"): Edit,
-    ("original_response", "edited_response"): Edit,  # HelpSteer3's edit
-    ("output_1", "output_2", "preference"): Preference,  # AlpacaFarm, alpaca_eval
-    ("chosen", "rejected"): Preference,  # TRL, UltraFeedback, HH-RLHF
-    ("response1", "response2", "overall_preference"): Preference,  # HelpSteer3's preference
-    ("preferred_output", "non_preferred_output"): Preference,  # OpenAI, with input.messages
-    ("good_edited_response", "bad_edited_response"): Preference,  # HelpSteer3's edit_quality
-    ("predictions", "preference"): COMPARISONS,  # qa_feedback; only if columns names them
-    ("output",): Instruction,
-    ("completion",): Instruction,  # TRL
-    ("response",): Instruction,  # Dolly
-}
-_PAIRS = [names[:2] for names, kind in LAYOUTS.items() if kind is Preference]
-_FLAG_OF = {name: flag for pair in _PAIRS for name, flag in zip(pair, FINISHED[1:], strict=True)}
-ANSWERS = tuple(dict.fromkeys(itertools.chain(*LAYOUTS)))
-FIELDS = (*ANSWERS, *PROMPTS, "input", "system", "history", "id", "error_spans", *FINISHED)
-
 _CUT = {"length", "max_tokens", "max_output_tokens", "model_length"}  # finish reasons of servers
 _CUT |= {"content_filter", "safety", "error", "abort"}
-
-
-def parse_columns(text: str) -> dict[str, str]:
-    """Parses "prompt=question,chosen" to {field: column}; without "=" both have the same name.
-
-    Raises InputError for a field that is not in :data:`FIELDS`.
-    """
-    columns = {}
-    for part in filter(None, map(str.strip, text.split(","))):
-        field, _, column = part.partition("=")
-        if field not in FIELDS:
-            raise InputError(
-                f"columns={text:.200}: {field!r:.60} is not a field; write field=column[,…] with "
-                f"fields of {', '.join(FIELDS)}"
-            )
-        columns[field] = column or field
-    return columns
 
 
 def parse_row(
@@ -100,7 +51,7 @@ def parse_row(
         are equal or are empty.
       columns: column names by field, for fields with other names; these have precedence.
     """
-    check_row(row, where)
+    row_fields.check_row(row, where)
     check_texts(row, where)
     is_argillas = any(str(name).endswith(".responses") for name in row)
     if not columns and (is_argillas or {"annotation_id", "lead_time"} <= row.keys()):
@@ -109,26 +60,27 @@ def parse_row(
     row = _rename_columns(row, where, columns)
     layout, is_candidate = _layout(row, columns.keys(), where, need), need == "candidates"
     kind = LAYOUTS.get(layout, Instruction)
-    if kind == COMPARISONS:
+    if kind == row_fields.COMPARISONS:
         named = {name: name for name in columns if name in PROMPTS}
-        groups = [parse_row(group, where, columns=named) for group in _comparisons(row, where)]
-        return [record for group in groups for record in group]
+        rows = row_fields.comparisons(row, where)
+        return [record for row in rows for record in parse_row(row, where, columns=named)]
     names = layout[:2]
     may_be_blank = kind is Instruction or is_candidate
     answers, histories = _answers(row, names, where, columns, may_be_blank)
     if kind is Edit:
-        answers[1] = restore_normal_form(answers[1], answers[0])
+        if not answers[0].isascii():
+            answers[1] = restore_normal_form(answers[1], answers[0])
         if "\r" in answers[0] and "\r" not in answers[1]:
             answers[1] = restore_line_ends(answers[1], answers[0])
     if len(set(answers)) == 1 and len(names) > 1 and not is_candidate:
         reason = f"{' and '.join(names)} are equal and teach nothing"
         raise InputError(f"{where}: {reason}; give two that differ")
     length = len(answers[0]) if answers else 0  # a repeated prompt included
-    prompt, last = read_prompt(row, columns.keys(), histories, answers, where)
+    prompt, last = _read_prompt(row, columns.keys(), histories, answers, where)
     if not prompt:
-        prompt, answers = common_beginning(row, names, answers, where)
+        prompt, answers = row_fields.common_beginning(row, names, answers, where)
     elif {columns.get(name, name) for name in names} == {"chosen", "rejected"} and not histories:
-        answers = without_prompt(row.get("prompt"), answers)
+        answers = row_fields.without_prompt(row.get("prompt"), answers)
     if last is not None and not answers:
         answers = [last]
     if is_transcript(row.get("prompt")):
@@ -149,7 +101,7 @@ def parse_row(
     fields |= _labels(row, kind, layout, where, need, columns)
     if kind is Edit:
         start = length - len(answers[0])
-        fields["error_spans"] = read_spans(row.get("error_spans"), start, length, where)
+        fields["error_spans"] = row_fields.read_spans(row.get("error_spans"), start, length, where)
     if kind is Instruction and need == "pairs":
         raise InputError(
             f"{where}: has one response or none; give edits (original, edited) or preferences "
@@ -160,7 +112,7 @@ def parse_row(
 
 def _rename_columns(row: Row, where: str, columns: Mapping[str, str]) -> dict[str, Any]:
     """Renames fields of ``columns``, OpenAI's and alpaca_eval's rows to this project's names."""
-    named = {field: read_field(row, column, where) for field, column in columns.items()}
+    named = {field: row_fields.read_field(row, column, where) for field, column in columns.items()}
     row = {name: value for name, value in row.items() if name not in columns.values()} | named
     if isinstance(value := row.get("input"), Mapping) and "messages" in value:
         check_texts(value, where)
@@ -171,7 +123,7 @@ def _rename_columns(row: Row, where: str, columns: Mapping[str, str]) -> dict[st
     if "raw_instruction" in row:  # alpaca_eval
         raw, input = (read_text(row, name, where, True) for name in ("raw_instruction", "input"))
         if join_prompt(raw, input) != row.get("instruction"):
-            refuse_two_prompts(["raw_instruction and input", "instruction"], where)
+            row_fields.refuse_two_prompts(["raw_instruction and input", "instruction"], where)
         row["instruction"] = raw
     return row
 
@@ -188,14 +140,14 @@ def _labels(
     fields, names = {}, layout[:2]
     if kind is Preference:
         has_label = len(layout) > 2 and need != "candidates"
-        fields["preference"] = read_preference(row, layout[2], where) if has_label else 1
+        fields["preference"] = row_fields.read_preference(row, layout[2], where) if has_label else 1
         is_labelled = layout == ("chosen", "rejected") and need not in ("prompts", "candidates")
         if is_labelled and not columns.keys() & {*layout}:
             check_scores(row, where)
     flags = FINISHED[1:] if kind is Preference else FINISHED[:1]
     for flag, name in zip(flags, names or ("output",), strict=False):
-        column = flag if flag in columns else _FLAG_OF.get(columns.get(name, name), flag)
-        fields[flag] = read_flag(row, column, where)
+        column = flag if flag in columns else row_fields.FLAG_OF.get(columns.get(name, name), flag)
+        fields[flag] = row_fields.read_flag(row, column, where)
     reasons = map(row.get, ("finish_reason", "stop_reason", "done_reason", "finishReason"))
     if kind is Instruction and not _CUT.isdisjoint(str(reason).lower() for reason in reasons):
         fields["finished"] = False
@@ -248,14 +200,16 @@ def _answers(
         value = row.get(name)
         may_be_transcript = name in columns or name in ("chosen", "rejected")
         if isinstance(value, str) and not (may_be_transcript and is_transcript(value)):
-            answers.append(read_text(row, name, where, blank))
+            check_text(value, name, where, blank)
+            answers.append(value)
             continue
         if not value or not isinstance(value, str | list | tuple | Mapping):
             read_text(row, name, where)
         *turns, last = parse_turns(value, f"{where}: {name}")
         if last["role"] != "assistant":
             raise InputError(f"{where}: {name} does not end with the assistant's turn; add it")
-        answers.append(read_text({name: last["content"]}, name, where, blank))
+        check_text(last["content"], name, where, blank)
+        answers.append(last["content"])
         if turns:
             histories[name] = turns
     if len(histories) == 2 and histories[names[0]] != histories[names[1]]:
@@ -264,25 +218,78 @@ def _answers(
     return answers, histories
 
 
-def _comparisons(row: Row, where: str) -> list[Row]:
-    """A row per pair of predictions without a tie; labels are of (1, 2), (1, 3), …, 0 is a tie."""
-    texts, labels = parse_list(row.get("predictions")), row.get("preference")
-    valid = isinstance(texts, list) and all(isinstance(t, str) and t.strip() for t in texts)
-    pairs = list(itertools.combinations(enumerate(texts, 1), 2)) if valid else []
-    if not pairs or not isinstance(labels, list) or len(labels) != len(pairs):
-        raise InputError(
-            f"{where}: has no comparison of predictions; it must have a list `predictions` of "
-            "at least two responses and a list `preference` with a label for each pair of them"
-        )
-    if any(type(label) is not int or label not in (0, 1, 2) for label in labels) or not any(labels):
-        raise InputError(
-            f"{where}: preference is {json.dumps(labels, default=str)[:40]}; each label must be 1 "
-            "(the first is better), 2 (the second) or 0 (a tie), and not all ties"
-        )
-    id = "" if row.get("id") in (None, "") else f"{row['id']}/"
-    rest = {name: value for name, value in row.items() if name not in ANSWERS}
-    return [
-        rest | {"output_1": a, "output_2": b, "preference": label, "id": id and f"{id}{i}-{j}"}
-        for ((i, a), (j, b)), label in zip(pairs, labels, strict=True)
-        if label and a != b
-    ]
+def _read_prompt(
+    row: Row, columns: Iterable[str], histories: Mapping[str, Turns], answers: list[str], where: str
+) -> tuple[dict[str, Any], str | None]:
+    """The record fields of a row's prompt ({}: none), and the answer that ends its conversation.
+
+    Args:
+      columns: the fields that ``columns`` names.
+      histories: by field, the conversation that precedes an answer in its own field, if any.
+      answers: texts of the answers.
+    """
+    names = set(columns) & set(PROMPTS) or PROMPTS
+    conversations, texts, last = dict(histories), {}, None
+    for name in PROMPTS:
+        value = row.get(name)
+        if name not in names or value is None or value == []:
+            continue
+        if name == "instruction":
+            check_text(value, name, where, blank=True)
+            texts[name] = value
+        elif not isinstance(value, str) or name in PROMPTS[:2] or is_transcript(value):
+            turns = parse_turns(value, f"{where}: {name}")
+            *earlier, end = turns
+            is_open = is_transcript(value) and not end["content"]  # ends with "Assistant:"
+            is_answer = is_open or end["content"] in answers or (not answers and name != "context")
+            if end["role"] == "assistant" and is_answer:
+                last, turns = (None if is_open else end["content"]), earlier
+            conversations[name] = turns
+        elif name != "context":
+            texts[name] = value
+    context = row.get("context") if isinstance(row.get("context"), str) else ""
+    input = context if row.get("input") is None else row["input"]
+    check_text(input, "input", where, blank=True)
+    input = input if input.strip() or not context.strip() else context
+    for name, turns in histories.items():
+        if turns[0]["role"] == "assistant" and "prompt" in conversations:  # continues the prompt
+            conversations[name] = conversations["prompt"] + turns
+    if any(conversations[name] != histories[name] for name in histories):
+        del conversations["prompt"]
+    if not conversations:
+        return (_text_prompt(row, texts, input, where) if texts else {}), last
+    (first, turns), *_ = conversations.items()
+    reason = ""
+    if not turns or turns[-1]["role"] != "user":
+        reason = "the messages before the response do not end with one of the user's; add it"
+    elif not turns[-1]["content"].strip():
+        reason = "the user's message before the response is empty; fill it in"
+    if reason:
+        raise InputError(f"{where}: {first}: {reason}")
+    known = {turn["content"].strip() for turn in turns if turn["role"] == "user"}
+    known |= {"", transcribe(turns).strip()}
+    other = [name for name, other_turns in conversations.items() if other_turns != turns]
+    other += [name for name, text in texts.items() if join_prompt(text, input).strip() not in known]
+    if other:
+        row_fields.refuse_two_prompts([first, other[0]], where)
+    ignored = ["history"] if parse_list(row.get("history")) else []
+    if not any(input.strip() in text for text in known):
+        ignored.append("input" if row.get("input") else "context")
+    if ignored and first not in columns:
+        row_fields.refuse_two_prompts([ignored[0], first], where)
+    if len(turns) == 1 and input and join_prompt(texts.get("instruction", ""), input) in known:
+        return {"instruction": texts["instruction"], "input": input}, last
+    return {"messages": row_fields.with_system(row, turns, where)}, last
+
+
+def _text_prompt(row: Row, texts: Mapping[str, str], input: str, where: str) -> dict[str, Any]:
+    text = next((text for text in reversed(texts.values()) if text.strip()), "")
+    if not (text.strip() or input.strip()):
+        names = "instruction and input are both" if "instruction" in texts else "prompt is"
+        raise InputError(f"{where}: {names} empty; give a prompt")
+    prompt = join_prompt(text, input)
+    if texts.get("prompt", text).strip() not in ("", text.strip(), prompt.strip()):
+        row_fields.refuse_two_prompts(["prompt", "instruction"], where)
+    turns = [*row_fields.read_history(row, where), {"role": "user", "content": prompt}]
+    turns = row_fields.with_system(row, turns, where)
+    return {"messages": turns} if len(turns) > 1 else {"instruction": text, "input": input}

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from fgrlhf_jax.data.alignment import align
-from fgrlhf_jax.data.bucketing import fill_batch, pad_right
+from fgrlhf_jax.data.bucketing import fill_batch
 from fgrlhf_jax.data.records import Edit, Preference, Record, better_and_worse, kind_of, sides
 from fgrlhf_jax.data.templates import Encoded, check_limits, encode_responses
 from fgrlhf_jax.data.tokenizers import Tokenizer
@@ -245,8 +245,10 @@ def pad_pairs(
     mask_BS, branch_BS = np.zeros(shape, bool), np.zeros(shape, np.int8)
     columns_B2S = np.zeros((len(pairs), 2, bucket), np.int32)
     response_B2S, changed_B2S = np.zeros((2, *columns_B2S.shape), bool)
+    partner_BS = np.full(shape, -1, np.int32)
     for b, pair in enumerate(pairs):
         mask_BS[b, : pair.length] = True
+        partner_BS[b, : len(pair.partner)] = pair.partner
         for side, letter in enumerate("ij"):
             tokens, start, changed = (
                 getattr(pair, f"{name}_{letter}") for name in ("tokens", "start", "changed")
@@ -271,6 +273,6 @@ def pad_pairs(
         "columns_B2S": columns_B2S,
         "response_B2S": response_B2S,
         "changed_B2S": changed_B2S,
-        "partner_BS": pad_right([pair.partner for pair in pairs], bucket, -1),
+        "partner_BS": partner_BS,
         "weight_B": weight_B,
     }

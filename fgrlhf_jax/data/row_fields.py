@@ -1,4 +1,4 @@
-"""Reads and checks single fields of a row: texts, prompt, labels and spans."""
+"""The names of a row's fields; reads and checks single ones: texts, labels, spans, history."""
 
 import itertools
 import json
@@ -7,18 +7,30 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from fgrlhf_jax.data.conversations import (
-    Turns,
-    is_transcript,
-    join_prompt,
-    parse_list,
-    parse_turns,
-    transcribe,
-)
+from fgrlhf_jax.data.conversations import Turns, parse_list, parse_turns
+from fgrlhf_jax.data.records import FINISHED, Edit, Instruction, Preference
 from fgrlhf_jax.errors import InputError
 
 ROW_BYTES = 2_000_000
 PROMPTS = ("messages", "conversations", "context", "prompt", "instruction")
+COMPARISONS = "comparisons"
+LAYOUTS = {
+    ("original", "edited"): Edit,
+    ("original_response", "edited_response"): Edit,  # HelpSteer3's edit
+    ("output_1", "output_2", "preference"): Preference,  # AlpacaFarm, alpaca_eval
+    ("chosen", "rejected"): Preference,  # TRL, UltraFeedback, HH-RLHF
+    ("response1", "response2", "overall_preference"): Preference,  # HelpSteer3's preference
+    ("preferred_output", "non_preferred_output"): Preference,  # OpenAI, with input.messages
+    ("good_edited_response", "bad_edited_response"): Preference,  # HelpSteer3's edit_quality
+    ("predictions", "preference"): COMPARISONS,  # qa_feedback; only if columns names them
+    ("output",): Instruction,
+    ("completion",): Instruction,  # TRL
+    ("response",): Instruction,  # Dolly
+}
+_PAIRS = [names[:2] for names, kind in LAYOUTS.items() if kind is Preference]
+FLAG_OF = {name: flag for pair in _PAIRS for name, flag in zip(pair, FINISHED[1:], strict=True)}
+ANSWERS = tuple(dict.fromkeys(itertools.chain(*LAYOUTS)))
+FIELDS = (*ANSWERS, *PROMPTS, "input", "system", "history", "id", "error_spans", *FINISHED)
 
 Row = Mapping[str, Any]
 # Marks of turns in formats other than Anthropic's: "### User:", "<|user|>", a line "user".
@@ -30,6 +42,23 @@ _TURN_MARKS = [
 OPEN_TURN = re.compile(
     r"(?im)(?:(?:[|>#][ *]*|^)(?:assistant|response)(?::|\W*end_header_id)?\W*|\[/INST\]\s*)\Z"
 )
+
+
+def parse_columns(text: str) -> dict[str, str]:
+    """Parses "prompt=question,chosen" to {field: column}; without "=" both have the same name.
+
+    Raises InputError for a field that is not in :data:`FIELDS`.
+    """
+    columns = {}
+    for part in filter(None, map(str.strip, text.split(","))):
+        field, _, column = part.partition("=")
+        if field not in FIELDS:
+            raise InputError(
+                f"columns={text:.200}: {field!r:.60} is not a field; write field=column[,…] with "
+                f"fields of {', '.join(FIELDS)}"
+            )
+        columns[field] = column or field
+    return columns
 
 
 def check_row(row: Any, where: str) -> None:
@@ -76,14 +105,19 @@ def read_field(row: Row, name: str, where: str) -> Any:
 
 
 def read_text(row: Row, name: str, where: str, blank: bool = False) -> str:
-    """The text in a field of a row; raises InputError if missing or, unless ``blank``, empty."""
+    """The text in a field of a row; raises InputError if it is missing, and as check_text."""
     text = read_field(row, name, where)
+    check_text(text, name, where, blank)
+    return text
+
+
+def check_text(text: Any, name: str, where: str, blank: bool = False) -> None:
+    """Raises InputError if a field's value is no text or, unless ``blank``, empty."""
     if not isinstance(text, str):
         value = json.dumps(text, default=str)[:40]
         raise InputError(f"{where}: the field {name!r} is {value}, not a string; put a text there")
     if not blank and not text.strip():
         raise InputError(f"{where}: the response {name!r} is empty; fill it in")
-    return text
 
 
 def read_preference(row: Row, name: str, where: str) -> int:
@@ -144,83 +178,7 @@ def read_spans(spans: Any, begin: int, length: int, where: str) -> tuple[tuple[i
     return tuple(checked)
 
 
-def read_prompt(
-    row: Row, columns: Iterable[str], histories: Mapping[str, Turns], answers: list[str], where: str
-) -> tuple[dict[str, Any], str | None]:
-    """The record fields of a row's prompt ({}: none), and the answer that ends its conversation.
-
-    Args:
-      columns: the fields that ``columns`` names.
-      histories: by field, the conversation that precedes an answer in its own field, if any.
-      answers: texts of the answers.
-    """
-    names = set(columns) & set(PROMPTS) or PROMPTS
-    conversations, texts, last = dict(histories), {}, None
-    for name in PROMPTS:
-        value = row.get(name)
-        if name not in names or value is None or value == []:
-            continue
-        if name == "instruction":
-            texts[name] = read_text(row, name, where, blank=True)
-        elif not isinstance(value, str) or name in PROMPTS[:2] or is_transcript(value):
-            turns = parse_turns(value, f"{where}: {name}")
-            *earlier, end = turns
-            is_open = is_transcript(value) and not end["content"]  # ends with "Assistant:"
-            is_answer = is_open or end["content"] in answers or (not answers and name != "context")
-            if end["role"] == "assistant" and is_answer:
-                last, turns = (None if is_open else end["content"]), earlier
-            conversations[name] = turns
-        elif name != "context":
-            texts[name] = read_text(row, name, where, blank=True)
-    context = row.get("context") if isinstance(row.get("context"), str) else ""
-    input = context if row.get("input") is None else row["input"]
-    input = read_text({"input": input}, "input", where, blank=True)
-    input = input if input.strip() or not context.strip() else context
-    for name, turns in histories.items():
-        if turns[0]["role"] == "assistant" and "prompt" in conversations:  # continues the prompt
-            conversations[name] = conversations["prompt"] + turns
-    if any(conversations[name] != histories[name] for name in histories):
-        del conversations["prompt"]
-    if not conversations:
-        return (_text_prompt(row, texts, input, where) if texts else {}), last
-    (first, turns), *_ = conversations.items()
-    reason = ""
-    if not turns or turns[-1]["role"] != "user":
-        reason = "the messages before the response do not end with one of the user's; add it"
-    elif not turns[-1]["content"].strip():
-        reason = "the user's message before the response is empty; fill it in"
-    if reason:
-        raise InputError(f"{where}: {first}: {reason}")
-    known = {turn["content"].strip() for turn in turns if turn["role"] == "user"}
-    known |= {"", transcribe(turns).strip()}
-    other = [name for name, other_turns in conversations.items() if other_turns != turns]
-    other += [name for name, text in texts.items() if join_prompt(text, input).strip() not in known]
-    if other:
-        refuse_two_prompts([first, other[0]], where)
-    ignored = ["history"] if parse_list(row.get("history")) else []
-    if not any(input.strip() in text for text in known):
-        ignored.append("input" if row.get("input") else "context")
-    if ignored and first not in columns:
-        refuse_two_prompts([ignored[0], first], where)
-    if len(turns) == 1 and input and join_prompt(texts.get("instruction", ""), input) in known:
-        return {"instruction": texts["instruction"], "input": input}, last
-    return {"messages": _with_system(row, turns, where)}, last
-
-
-def _text_prompt(row: Row, texts: Mapping[str, str], input: str, where: str) -> dict[str, Any]:
-    text = next((text for text in reversed(texts.values()) if text.strip()), "")
-    if not (text.strip() or input.strip()):
-        names = "instruction and input are both" if "instruction" in texts else "prompt is"
-        raise InputError(f"{where}: {names} empty; give a prompt")
-    prompt = join_prompt(text, input)
-    if texts.get("prompt", text).strip() not in ("", text.strip(), prompt.strip()):
-        refuse_two_prompts(["prompt", "instruction"], where)
-    turns = [*_history(row, where), {"role": "user", "content": prompt}]
-    turns = _with_system(row, turns, where)
-    return {"messages": turns} if len(turns) > 1 else {"instruction": text, "input": input}
-
-
-def _history(row: Row, where: str) -> Turns:
+def read_history(row: Row, where: str) -> Turns:
     """The turns of a "history" field, [question, answer] pairs as in LLaMA-Factory."""
     pairs = parse_list(row.get("history")) or []
     is_list = isinstance(pairs, list | tuple)
@@ -232,7 +190,7 @@ def _history(row: Row, where: str) -> Turns:
     return parse_turns(turns, f"{where}: history") if turns else []
 
 
-def _with_system(row: Row, turns: Turns, where: str) -> Turns:
+def with_system(row: Row, turns: Turns, where: str) -> Turns:
     """Puts the field "system", or "system_prompt" as in OpenOrca, before the turns."""
     names = [n for n in ("system", "system_prompt", "system_message") if row.get(n) is not None]
     texts = {name: read_text(row, name, where, blank=True) for name in names}
@@ -284,3 +242,27 @@ def without_prompt(prompt: Any, answers: list[str]) -> list[str]:
     tails = [text.removeprefix(prompt) for text in answers]
     is_repeated = all(text.startswith(prompt) for text in answers) and all(map(str.strip, tails))
     return tails if is_repeated else answers
+
+
+def comparisons(row: Row, where: str) -> list[Row]:
+    """A row per pair of predictions without a tie; labels are of (1, 2), (1, 3), …, 0 is a tie."""
+    texts, labels = parse_list(row.get("predictions")), row.get("preference")
+    valid = isinstance(texts, list) and all(isinstance(t, str) and t.strip() for t in texts)
+    pairs = list(itertools.combinations(enumerate(texts, 1), 2)) if valid else []
+    if not pairs or not isinstance(labels, list) or len(labels) != len(pairs):
+        raise InputError(
+            f"{where}: has no comparison of predictions; it must have a list `predictions` of "
+            "at least two responses and a list `preference` with a label for each pair of them"
+        )
+    if any(type(label) is not int or label not in (0, 1, 2) for label in labels) or not any(labels):
+        raise InputError(
+            f"{where}: preference is {json.dumps(labels, default=str)[:40]}; each label must be 1 "
+            "(the first is better), 2 (the second) or 0 (a tie), and not all ties"
+        )
+    id = "" if row.get("id") in (None, "") else f"{row['id']}/"
+    rest = {name: value for name, value in row.items() if name not in ANSWERS}
+    return [
+        rest | {"output_1": a, "output_2": b, "preference": label, "id": id and f"{id}{i}-{j}"}
+        for ((i, a), (j, b)), label in zip(pairs, labels, strict=True)
+        if label and a != b
+    ]

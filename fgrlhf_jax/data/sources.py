@@ -3,22 +3,34 @@
 An invalid row stops the run with ``file:line: what is wrong; what to do``.
 """
 
+import ast
 import gzip
+import itertools
 import json
 import os
+import re
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fgrlhf_jax.data import formats, hub_datasets, messages, tables
-from fgrlhf_jax.data.conversations import is_transcript, load_json
+from fgrlhf_jax.data import formats, hub_datasets, message_trees, row_fields, tables
+from fgrlhf_jax.data.conversations import ROLES, is_transcript, load_json
 from fgrlhf_jax.data.records import Record
 from fgrlhf_jax.data.tables import Rows, check_size, invalid_utf8
 from fgrlhf_jax.errors import InputError
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".jsonl.gz", ".json.gz", ".csv.gz")
 NEEDS = ("any", "pairs", "candidates", "responses", "prompts", "rows")
+# Fields that are never messages.
+_TEXT_FIELDS = {"instruction", "raw_instruction", "input", "system", "output", "response"}
+_TEXT_FIELDS |= {"original", "edited", "output_1", "output_2", "text"}
+# Matches a text with an object that begins like a message and has a role and a content.
+MESSAGES = re.compile(
+    r"(?s)\s*+(?:\[\s*+)?\{\s*(?=[\"'](?:role|content|from|value)[\"']\s*:)"
+    rf"(?=.*[\"'](?:role|from)[\"']\s*:\s*[\"'](?:{'|'.join(ROLES)})[\"'])"
+    r"(?=.*[\"'](?:content|value)[\"']\s*:)"
+)
 
 
 def read(spec: str, **options: Any) -> list[Record]:
@@ -43,18 +55,23 @@ def read_with_rows(
 
     Args:
       need: one of NEEDS: "pairs" rejects single responses, "candidates" accepts pairs without a
-        label, "prompts" and "rows" accept rows without a response. See ``messages.unfold`` for
+        label, "prompts" and "rows" accept rows without a response. See ``message_trees.unfold`` for
         trees.
-      columns: other field names, for ``formats.parse_columns``.
+      columns: other field names, for ``row_fields.parse_columns``.
       refused: if given, invalid rows are left out and their error messages are added to it.
     """
-    column_of, pairs = formats.parse_columns(columns), []
+    column_of, pairs = row_fields.parse_columns(columns), []
     for source in split_sources(spec):
         if not source:
             raise InputError(f"{spec!r:.200}: has an empty name; give FILE.jsonl[,FILE.jsonl…]")
         first, without_prompt = len(pairs), []
         message = f"{source}: holds no rows; give a file with at least one"
-        for where, row in messages.unfold(read_rows(source), need):
+        rows = read_rows(source)
+        head = [*itertools.islice(rows, 1)]
+        rows = itertools.chain(head, rows)
+        if any(message_trees.messages_of(row) for _, row in head):
+            rows = message_trees.unfold(rows, need)
+        for where, row in rows:
             try:
                 parsed = formats.parse_row(row, where, need, column_of)
                 if is_prompt_in_texts(row, column_of):
@@ -91,7 +108,7 @@ def is_prompt_in_texts(row: Mapping[str, Any], columns: Mapping[str, str]) -> bo
     """Whether a valid row's prompt is the common beginning of its two texts, as in TRL."""
     chosen = row.get(columns.get("chosen", "chosen"))
     has_text = isinstance(chosen, str) and not is_transcript(chosen)
-    return has_text and not any(name in row or name in columns for name in formats.PROMPTS)
+    return has_text and not any(name in row or name in columns for name in row_fields.PROMPTS)
 
 
 def split_sources(spec: str) -> list[str]:
@@ -112,12 +129,12 @@ def read_rows(source: str) -> Rows:
         raise InputError(f"{name}: is a folder; name the files in it, separated by commas")
     if not os.path.exists(source):
         if not is_known and hub_datasets.is_dataset(source):
-            return messages.with_messages(tables.dataset_rows(source))
+            return with_messages(tables.dataset_rows(source))
         raise InputError(f"{name}: there is no such file; check the path")
     if not is_known:
         raise InputError(f"{name}: is none of {', '.join(SUFFIXES)}; convert it to one of them")
     if source.endswith(".parquet"):
-        return messages.with_messages(tables.parquet_rows(source))
+        return with_messages(tables.parquet_rows(source))
     try:
         with open(source, "rb") as file:  # a download may be unpacked or not, whatever its suffix
             is_gzip = file.peek(2).startswith(b"\x1f\x8b")
@@ -129,7 +146,33 @@ def read_rows(source: str) -> Rows:
     data = data.removeprefix(b"\xef\xbb\xbf")
     is_csv = ".csv" in Path(source).suffixes
     rows = tables.csv_rows(data, source) if is_csv else _json_rows(data, source)
-    return messages.with_messages(rows)
+    return with_messages(rows)
+
+
+def with_messages(rows: Rows) -> Rows:
+    """Replaces texts that are lists of messages, in JSON or Python's notation, by the lists."""
+    for where, row in rows:
+        try:
+            if isinstance(row, dict):
+                row = {n: v if n in _TEXT_FIELDS else _parse(v, where) for n, v in row.items()}
+        except InputError as error:
+            row = error
+        yield where, row
+
+
+def _parse(text: Any, where: str) -> Any:
+    if not (isinstance(text, str) and MESSAGES.match(text)):
+        return text
+    for parse in (load_json, ast.literal_eval):
+        try:
+            return parse(text)
+        except KeyError as error:
+            reason = f"a message has the field {error.args[0]!r:.60} twice; remove one"
+            raise InputError(f"{where}: {reason}") from error
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+    reason = f"{text[:60]!r} is not a list of messages in JSON"
+    raise InputError(f"{where}: {reason}; correct it, or save lists of objects")
 
 
 def _json_rows(data: bytes, source: str) -> Rows:
@@ -144,7 +187,7 @@ def _json_rows(data: bytes, source: str) -> Rows:
                 for each in value.values()
                 if isinstance(each, list) and any(isinstance(row, dict) for row in each)
             ]
-            if len(lists) == 1 and value.keys().isdisjoint(formats.FIELDS):
+            if len(lists) == 1 and value.keys().isdisjoint(row_fields.FIELDS):
                 value = lists[0]
             elif rest:
                 value = [value]

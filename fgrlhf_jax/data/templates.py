@@ -130,7 +130,7 @@ def encode_prompts(
     Args:
       records: of any kind; their responses are ignored.
       overlong: "drop" leaves out prompts longer than ``max_prompt_length``, "truncate" shortens
-        them (:func:`encode_prompt`).
+        them (:func:`fit_prompt`).
 
     Raises:
       InputError: no prompt is left.
@@ -139,7 +139,7 @@ def encode_prompts(
     prompts, rows = [], []
     counts = {"prompts": len(records), "kept": 0, "dropped_overlong": 0, "truncated": 0}
     for row, record in enumerate(records):
-        ids, truncated = encode_prompt(tokenizer, template, record, max_prompt_length)
+        _, ids, truncated = fit_prompt(tokenizer, template, record, max_prompt_length)
         if truncated and overlong == "drop":
             counts["dropped_overlong"] += 1
             continue

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from fgrlhf_jax.data.demonstrations import Demonstration
 from fgrlhf_jax.data.pairs import Pair
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.ppo import micro_batches
+from fgrlhf_jax.ppo import scoring
 from fgrlhf_jax.ppo.algorithm import PPOSettings
 
 NUM_DRAWS = 32  # batches over which the micro-batches are averaged
@@ -45,11 +45,11 @@ def mean_trips(lengths: Lengths, rows: int, settings: PPOSettings, mesh: Mesh) -
     """
     with jax.set_mesh(mesh):
         counts = [
-            micro_batches.count_micro_batches(batch.prompts + batch.responses, settings)
+            scoring.count_micro_batches(batch.prompts + batch.responses, settings)
             for batch in lengths.draw(rows)
         ]
     means = {width: float(np.mean([count[width] for count in counts])) for width in counts[0]}
-    return {f"{micro_batches.scope(width)}/while": mean for width, mean in means.items()}
+    return {f"{scoring.scope(width)}/while": mean for width, mean in means.items()}
 
 
 def dummy_demonstration(prompt: int, response: int) -> Demonstration:

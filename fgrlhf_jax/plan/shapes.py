@@ -19,7 +19,6 @@ from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import heads, hf_load, llama, lora
 from fgrlhf_jax.models.sizes import SIZES
 from fgrlhf_jax.plan.lengths import Lengths, dummy_pair, mean_trips
-from fgrlhf_jax.ppo import micro_batches
 from fgrlhf_jax.ppo import programs as ppo_programs
 from fgrlhf_jax.ppo.algorithm import PPOSettings
 from fgrlhf_jax.ppo.model_flops import model_flops
@@ -97,8 +96,8 @@ def ppo_shapes(config: ConfigDict, lengths: Lengths | None = None) -> RunShapes:
     prompt_widths, widths, prompts, responses = (P,), (), np.full(B, P), np.full(B, T)
     if lengths:
         lengths = lengths.within(P, T)
-        prompt_widths = micro_batches.prompt_widths(lengths.prompts.tolist())
-        P, widths = prompt_widths[-1], micro_batches.row_widths(lengths.prompts.tolist(), T)
+        prompt_widths = ppo_programs.prompt_widths(lengths.prompts.tolist())
+        P, widths = prompt_widths[-1], ppo_programs.row_widths(lengths.prompts.tolist(), T)
         prompts, responses = map(np.concatenate, zip(*lengths.draw(B), strict=True))
     S, fields = P + T, config.model.to_dict()
     cfg = model_config(config.policy, config.size, fields, S)

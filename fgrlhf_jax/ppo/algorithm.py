@@ -39,7 +39,7 @@ class PPOSettings:
     max_new_tokens: int  # T, columns of a response
     temperature: float  # divides logits, both for sampling and for log-probabilities
     widths: tuple[int, ...]  # possible numbers of columns of micro-batches, ascending
-    micro_batch_size: int  # rows at the last width, see micro_batches.rows_of_width
+    micro_batch_size: int  # rows at the last width, see scoring.rows_of_width
     minibatch_size: int
     rollout_batch_size: int
     ppo_epochs: int

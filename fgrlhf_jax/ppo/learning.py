@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fgrlhf_jax.ppo import micro_batches
 from fgrlhf_jax.ppo.algorithm import (
     Experience,
     PPOSettings,
@@ -19,7 +18,7 @@ from fgrlhf_jax.ppo.algorithm import (
     rows_of,
 )
 from fgrlhf_jax.ppo.models import Architectures, Frozen, merge_base, merge_frozen, parts_of
-from fgrlhf_jax.ppo.scoring import Target, predict
+from fgrlhf_jax.ppo.scoring import Target, fold, predict
 from fgrlhf_jax.runtime.optim import TrainState, apply_gradients, fill, update_rms, without_frozen
 
 GROUPS = {"policy": "policy", "critic": "value"}  # part of the parameters: group of its metrics
@@ -79,27 +78,25 @@ def sum_gradients(
     trained = without_frozen(params, settings.freeze)
     tokens = jnp.maximum(jnp.sum(batch.response_BT), 1)
 
-    def loss(trained, rows, is_real, width):
-        part = micro_batches.take(batch, rows, width)
-        part = part._replace(response_BT=part.response_BT & is_real[:, None])
+    def loss(trained, part):
         return objective(fill(trained, params), part, tokens)
 
-    def gradient(rows, is_real, width):
-        grads, (sums, maxima) = jax.grad(loss, has_aux=True)(trained, rows, is_real, width)
-        return (grads, sums), maxima
+    def add(total, part, _, is_real):
+        part = part._replace(response_BT=part.response_BT & is_real[:, None])
+        grads, (sums, maxima) = jax.grad(loss, has_aux=True)(trained, part)
+        added = jax.tree.map(jnp.add, total[0], (grads, sums))
+        return added, jax.tree.map(jnp.maximum, total[1], maxima)
 
-    def add(total, rows, is_real, width):
-        sums, maxima = gradient(rows, is_real, width)
-        return jax.tree.map(jnp.add, total[0], sums), jax.tree.map(jnp.maximum, total[1], maxima)
+    def one_row():
+        return loss(trained, jax.tree.map(lambda x: x[:1], batch))
 
-    dummy = jnp.zeros(1, jnp.int32), jnp.ones(1, bool)
-    _, (sums, maxima) = jax.eval_shape(lambda: loss(trained, *dummy, settings.widths[-1]))
+    _, (sums, maxima) = jax.eval_shape(one_row)
 
     def zeros():
         return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), ((trained, sums), maxima))
 
     def accumulate():
-        return micro_batches.fold(add, zeros(), rows_of(batch).length_B, settings)
+        return fold(add, zeros(), batch, settings)
 
     # Inside a branch the compiler does not interleave this with the gradients of another part.
     (grads, sums), maxima = jax.lax.cond(jnp.any(batch.response_BT), accumulate, zeros)

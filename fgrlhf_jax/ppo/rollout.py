@@ -9,8 +9,8 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from fgrlhf_jax.data.records import prompt_fields
-from fgrlhf_jax.data.templates import pad_prompts
+from fgrlhf_jax.data.records import prompt_fields, prompt_text
+from fgrlhf_jax.data.templates import encode_prompts, pad_prompts
 from fgrlhf_jax.data.tokenizers import decode, token_texts
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import sampling
@@ -33,6 +33,30 @@ class Prompts(NamedTuple):
     def take(self, rows: Iterable[int]) -> "Prompts":
         rows = list(rows)
         return Prompts(*([column[row] for row in rows] for column in self))
+
+
+def encode(
+    name: str, rows: list, config: ConfigDict, models: Architectures, tokenizer, template: str
+) -> Prompts:
+    """Encodes the prompts of records; prints how many were left out or cut.
+
+    Raises InputError if none is left, or if they leave no room for responses.
+    """
+    limits = {name: config.data[name] for name in ("max_prompt_length", "overlong")}
+    try:
+        ids, numbers, counts = encode_prompts(rows, tokenizer, template=template, **limits)
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error
+    longest = max(map(len, ids)) + config.data.max_new_tokens
+    limit = min(m.cfg.max_position for m in (models.policy, models.reward_model) if m)
+    if longest > limit:
+        raise InputError(
+            f"a prompt and data.max_new_tokens make {longest} tokens, more than the model's "
+            f"{limit} positions; lower data.max_new_tokens or data.max_prompt_length"
+        )
+    print(f"{name}: " + ", ".join(f"{n} {label}" for label, n in counts.items()))
+    records = [rows[number] for number in numbers]
+    return Prompts(ids, [prompt_text(r) for r in records], records)
 
 
 class PPOContext(NamedTuple):

@@ -1,18 +1,26 @@
-"""Scores prompts and responses: predictions of policy and critic, and rewards."""
+"""Scores prompts and responses: predictions of policy and critic, and rewards.
+
+Rows begin at column 0 and are padded on the right. Micro-batches have rows of similar length, taken
+longest first; each has the narrowest width that holds its longest row, and as many rows as its
+tokens allow. A program has one loop body per width, runs it as often as the lengths require, and is
+never recompiled.
+"""
 
 import functools
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fgrlhf_jax.functional import policy_losses
 from fgrlhf_jax.models import heads, lora
 from fgrlhf_jax.models.sampling import Sampled
-from fgrlhf_jax.ppo import micro_batches
-from fgrlhf_jax.ppo.algorithm import PPOSettings, Predictions, Rollout, Rows
+from fgrlhf_jax.ppo.algorithm import Experience, PPOSettings, Predictions, Rollout, Rows, rows_of
 from fgrlhf_jax.ppo.models import Architectures, Frozen, merge_base, merge_frozen, parts_of
 from fgrlhf_jax.reward_model.model import Normalization, normalize_rewards, score_tokens
+from fgrlhf_jax.runtime import sharding
 
 
 class Target(NamedTuple):
@@ -103,8 +111,7 @@ def score_rollout(
     predict_rows = functools.partial(predict, models=models, settings=settings)
     level = models.meta.level if reward_model else ""
 
-    def score(outputs, numbers, is_real, width):
-        rows = micro_batches.take(all_rows, numbers, width)
+    def score(outputs, rows, numbers, is_real):
         skip = functools.partial(predict_rows, {}, rows)
         first, *others = (
             functools.partial(predict_rows, {name: params[name] for name in part}, rows)
@@ -136,7 +143,7 @@ def score_rollout(
 
     names = ("logprob_BT", "value_BT", "ref_logprob_BT", "raw_reward_BT")
     zeros = {name: jnp.zeros((B, T), jnp.float32) for name in names}
-    outputs = micro_batches.fold(score, zeros, all_rows.length_B, settings)
+    outputs = fold(score, zeros, all_rows, settings)
     reward_BT = outputs["raw_reward_BT"]
     if reward_model:
         reward_BT = normalize_rewards(reward_BT, all_rows.response_BT, normalization, level=level)
@@ -147,3 +154,79 @@ def score_rollout(
         reward_BT=reward_BT,
         **outputs,
     )
+
+
+def fold(function: Callable, carry, batch: Experience | Rows, settings: PPOSettings):
+    """``carry = function(carry, part, numbers, is_real)`` over micro-batches of all rows.
+
+    Args:
+      function: receives some rows of ``batch``, cut to the width of their micro-batch, the rows'
+        indices int32[n], and bool[n], False on rows that only fill up a micro-batch.
+      batch: arrays [B, ...], [B, S]. With a single width the rows stay in order, and
+        ``micro_batch_size`` divides B.
+    """
+    length_B, widths = rows_of(batch).length_B, settings.widths
+    B = length_B.shape[0]
+    sizes = [min(rows_of_width(width, settings), B) for width in widths]
+
+    def apply(carry, numbers, is_real, width):
+        def take(x):
+            x = x[numbers]
+            return sharding.constrain(x[:, :width] if x.ndim == 2 else x)
+
+        return function(carry, jax.tree.map(take, batch), numbers, is_real)
+
+    if len(widths) == 1:
+        (n,) = sizes
+        all_real = jnp.ones(n, bool)
+
+        def body(number, carry):
+            return apply(carry, number * n + jnp.arange(n), all_real, widths[0])
+
+        return body(0, carry) if n == B else jax.lax.fori_loop(0, B // n, body, carry)
+    order_B = jnp.argsort(-length_B, stable=True)
+    sorted_B = length_B[order_B]
+    start = jnp.int32(0)
+    for width, n, narrower in zip(widths[::-1], sizes[::-1], (*widths[-2::-1], 0), strict=True):
+
+        def unfinished(state, narrower=narrower):
+            start = state[0]
+            return (start < B) & (sorted_B[jnp.minimum(start, B - 1)] > narrower)
+
+        def step(state, width=width, n=n):
+            start, carry = state
+            places = start + jnp.arange(n)
+            numbers = order_B[jnp.minimum(places, B - 1)]
+            return start + n, apply(carry, numbers, places < B, width)
+
+        with jax.named_scope(scope(width)):
+            start, carry = jax.lax.while_loop(unfinished, step, (start, carry))
+    return carry
+
+
+def rows_of_width(width: int, settings: PPOSettings) -> int:
+    """Number of rows of a micro-batch of this width.
+
+    As many as have no more tokens, and no more response columns, than ``micro_batch_size`` rows of
+    the last width; a multiple of the devices.
+    """
+    full, rows, T = settings.widths[-1], settings.micro_batch_size, settings.max_new_tokens
+    count = rows * min(full / width, min(full, T) / min(width, T))
+    shards = sharding.batch_shards()
+    return max(int(count) // shards * shards, shards)
+
+
+def scope(width: int) -> str:
+    """The name of a width's loop in the compiled program."""
+    return f"width_{width}"
+
+
+def count_micro_batches(lengths: Sequence[int], settings: PPOSettings) -> dict[int, int]:
+    """The number of micro-batches of each width that :func:`fold` makes for these lengths."""
+    ordered, start, counts = np.sort(lengths)[::-1], 0, {}
+    for width, narrower in zip(settings.widths[::-1], (*settings.widths[-2::-1], 0), strict=True):
+        counts[width] = 0
+        while start < len(ordered) and ordered[start] > narrower:
+            start += min(rows_of_width(width, settings), len(ordered))
+            counts[width] += 1
+    return counts

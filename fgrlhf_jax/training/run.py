@@ -2,7 +2,7 @@
 
 Read :func:`run` from top to bottom: restore, update, log the previous update, evaluate, save, stop.
 A :class:`Trainer` defines the model and its batches: ``supervised.SupervisedTrainer`` draws them
-from a data set, ``ppo.trainer.PPOTrainer`` samples them from the policy.
+from a data set, ``ppo.train.PPOTrainer`` samples them from the policy.
 """
 
 import contextlib
@@ -129,8 +129,10 @@ def run(config: ConfigDict, trainer: Trainer, folder: Path) -> tuple[int, dict]:
                 progress = progress._replace(best_value=trainer.value(baseline))
             for step in range(start, trainer.steps):
                 number = step + 1
-                trace = folder / "profile" if number == config.profile else None
-                state, metrics = _update(trainer, state, step, trace)
+                if number == config.profile:
+                    state, metrics = _trace_update(trainer, state, step, folder / "profile")
+                else:
+                    state, metrics = trainer.update(state, step)
                 log.write()  # the previous update's row, while the device computes this one
                 log.add(number, metrics)
                 is_last = number == trainer.steps
@@ -211,16 +213,11 @@ def _restore_state(trainer: Trainer, checkpoints: Checkpoints, start: int) -> Tr
     return state
 
 
-def _update(
-    trainer: Trainer, state: TrainState, step: int, trace: Path | None
+def _trace_update(
+    trainer: Trainer, state: TrainState, step: int, folder: Path
 ) -> tuple[TrainState, dict]:
-    """One update; with a ``trace`` folder it waits for the result.
-
-    The trace, for TensorBoard and ui.perfetto.dev, shows what host and devices do meanwhile.
-    """
-    if trace is None:
-        return trainer.update(state, step)
-    with jax.profiler.trace(trace, create_perfetto_trace=jax.process_index() == 0):
+    """One update, and a trace of host and devices for TensorBoard and ui.perfetto.dev."""
+    with jax.profiler.trace(folder, create_perfetto_trace=jax.process_index() == 0):
         return jax.block_until_ready(trainer.update(state, step))
 
 

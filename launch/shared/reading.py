@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from ml_collections import ConfigDict
 
 from fgrlhf_jax.data import records, sources
-from fgrlhf_jax.data.formats import parse_columns
 from fgrlhf_jax.data.records import Edit, Instruction, Record, RecordAndRow
-from fgrlhf_jax.data.row_fields import OPEN_TURN
+from fgrlhf_jax.data.row_fields import OPEN_TURN, parse_columns
 from fgrlhf_jax.data.split import split
 
 MAX = 3  # printed messages about left-out rows

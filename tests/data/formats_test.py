@@ -5,9 +5,9 @@ import time
 import pytest
 from format_cases import BLUE, GREEN, HELPSTEER, LAYOUTS, MANY, SKY, TREE, ULTRA, chat, pair, turns
 
-from fgrlhf_jax.data import formats, messages, records
-from fgrlhf_jax.data.formats import parse_columns
+from fgrlhf_jax.data import formats, message_trees, records, sources
 from fgrlhf_jax.data.records import Edit, Instruction, Preference
+from fgrlhf_jax.data.row_fields import parse_columns
 from fgrlhf_jax.errors import InputError
 
 
@@ -81,7 +81,7 @@ def test_message_trees(nested, need, expected):
     places = ((f"a:{n}", row) for n, row in enumerate(rows, 1))
     read = [
         r
-        for where, row in messages.unfold(places, need)
+        for where, row in message_trees.unfold(places, need)
         for r in formats.parse_row(row, where, need)
     ]
     assert read == expected
@@ -95,13 +95,13 @@ def test_message_trees_of_a_table(none):
         for row in TREE[:3]
     ]
     rows[0]["parent_id"] = "" if none == "" else None
-    (read,) = [row for _, row in messages.unfold(enumerate(rows), "pairs")]
+    (read,) = [row for _, row in message_trees.unfold(enumerate(rows), "pairs")]
     assert (read["chosen"], read["rejected"]) == ("Hello", "No.")
 
 
 def test_two_messages_of_one_id_are_not_one():
     rows = [*TREE[:3], TREE[1], TREE[1] | {"text": "Nay."}]  # a message may come again
-    unfolded = [*messages.unfold([(f"a:{n}", row) for n, row in enumerate(rows, 1)])]
+    unfolded = [*message_trees.unfold([(f"a:{n}", row) for n, row in enumerate(rows, 1)])]
     with pytest.raises(InputError, match="a:5: message_id b is another message's too"):
         formats.parse_row(unfolded[0][1], "a:5")
     assert [row["rejected"] for _, row in unfolded[1:]] == ["No."]
@@ -118,7 +118,7 @@ def test_columns_decide_which_answer_is_better_whatever_the_scores():
 @pytest.mark.parametrize("part", [" ", "user "])
 def test_the_time_for_long_texts(part):
     row, start = {"prompt": part * 50_000, "chosen": "a", "rejected": "b"}, time.perf_counter()
-    assert list(messages.with_messages(iter([("a:1", row)]))) == [("a:1", row)]
+    assert list(sources.with_messages(iter([("a:1", row)]))) == [("a:1", row)]
     row = {name: f"{part * 50_000}is {name}" for name in ("chosen", "rejected")}
     assert formats.parse_row(row, "a:1")[0].output_1 == " chosen"
     assert time.perf_counter() - start < 3

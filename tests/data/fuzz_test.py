@@ -11,7 +11,7 @@ import pytest
 from format_cases import LAYOUTS, TREE
 from mutation_cases import JUNK, paths
 
-from fgrlhf_jax.data import formats, messages, records, sources
+from fgrlhf_jax.data import formats, message_trees, records, row_fields, sources
 from fgrlhf_jax.data.convert import TARGETS, convert_records
 from fgrlhf_jax.errors import InputError
 
@@ -58,7 +58,7 @@ def mutate(row: dict, rng: random.Random):
             case 1:
                 del parent[last]
             case 2:
-                row[rng.choice(formats.FIELDS)] = copy.deepcopy(parent[last])
+                row[rng.choice(row_fields.FIELDS)] = copy.deepcopy(parent[last])
             case 3:
                 name, value = rng.choice([*rng.choice(ROWS).items()])
                 row[name] = copy.deepcopy(value)
@@ -76,7 +76,7 @@ def test_mutated_rows(request):
         row, need = mutate(rng.choice(ROWS), rng), rng.choice(sources.NEEDS)
         columns = {}
         if isinstance(row, dict) and row and rng.random() < 0.2:
-            columns = {rng.choice(formats.FIELDS): str(rng.choice([*row]))}
+            columns = {rng.choice(row_fields.FIELDS): str(rng.choice([*row]))}
         parsed, message = attempt(formats.parse_row, row, "a:1", need, columns)
         assert parsed is not None or message.startswith("a:1: ")
         assert len(message) < 900
@@ -97,7 +97,7 @@ def test_mutated_trees(request):
     for _ in range(request.config.getoption("--fuzz-records") // 50):
         rows = [mutate(row, rng) if rng.random() < 0.3 else row for row in TREE]
         rows = [(f"a:{n}", row) for n, row in enumerate(rows, 1)]
-        for where, row in messages.unfold(rows, rng.choice(sources.NEEDS)):
+        for where, row in message_trees.unfold(rows, rng.choice(sources.NEEDS)):
             parsed, message = attempt(formats.parse_row, row, where)
             assert parsed or message.startswith("a:")
 

@@ -19,7 +19,7 @@ from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import heads
 from fgrlhf_jax.models.language_model import LanguageModel, SamplingParams
 from fgrlhf_jax.models.responses import generate_responses
-from fgrlhf_jax.ppo import train
+from fgrlhf_jax.ppo import checks
 from fgrlhf_jax.runtime.files import write_jsonl
 from fgrlhf_jax.tiny_world.datasets import make_instructions
 from fgrlhf_jax.tiny_world.words import make_tokenizer
@@ -216,7 +216,7 @@ def test_the_template_is_the_learned_one_or_chat_or_alpaca(tmp_path, model, monk
         assert capsys.readouterr().err == f"template={template}, max_new_tokens=6{note}\n"
         config = {"policy": str(path), "reward_function": "", "data": {"template": ""}}
         models = SimpleNamespace(meta=None)
-        assert train.resolve_template(ConfigDict(config), models, tokenizer) == template, name
+        assert checks.resolve_template(ConfigDict(config), models, tokenizer) == template, name
     with pytest.raises(InputError, match="the tokenizer has no chat template"):
         LanguageModel.load(tmp_path / "base", template="chat")
     with pytest.raises(InputError, match="template=poem: is not one of"):

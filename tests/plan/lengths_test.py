@@ -14,8 +14,8 @@ from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.plan.lengths import Lengths
 from fgrlhf_jax.plan.memory import measure_step
 from fgrlhf_jax.plan.shapes import ppo_shapes
-from fgrlhf_jax.ppo import micro_batches
-from fgrlhf_jax.ppo.algorithm import PPOSettings
+from fgrlhf_jax.ppo import scoring
+from fgrlhf_jax.ppo.algorithm import PPOSettings, Rows
 from fgrlhf_jax.runtime import sharding
 from fgrlhf_jax.runtime.files import write_jsonl
 from launch import plan as command
@@ -74,19 +74,21 @@ def test_supervised_rows_of_real_lengths(kind, config, tmp_path):
         command.read_rows(config, kind, str(tmp_path / "rows.jsonl"))
 
 
-@pytest.mark.parametrize("rows", [16, 5])
+@pytest.mark.parametrize("rows", [16, 8])
 def test_rounds_are_those_of_the_compiled_loop(rows):
     config = ppo_config(mesh="1,8,1", **{"data.max_new_tokens": 200})
     settings = PPOSettings.from_config(config, (96, 160, 208))
     lengths = np.random.default_rng(rows).integers(1, 209, rows)
     counted = []
 
-    def function(carry, numbers, real, width):
-        jax.debug.callback(lambda: counted.append(width))
+    def function(carry, part, numbers, real):
+        jax.debug.callback(lambda: counted.append(part.tokens_BS.shape[1]))
         return carry
 
     with jax.set_mesh(sharding.make_mesh(config.mesh)):
-        expected = micro_batches.count_micro_batches(lengths, settings)
-        jax.jit(lambda n: micro_batches.fold(function, 0, n, settings))(jnp.asarray(lengths))
+        expected = scoring.count_micro_batches(lengths, settings)
+        tokens_BS, response_BT = jnp.zeros((rows, 208), jnp.int32), jnp.zeros((rows, 200), bool)
+        batch = Rows(tokens_BS, jnp.asarray(lengths), response_BT)
+        jax.jit(lambda batch: scoring.fold(function, 0, batch, settings))(batch)
         jax.effects_barrier()
     assert {width: counted.count(width) for width in settings.widths} == expected

@@ -24,7 +24,7 @@ from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.functional.policy_losses import adapt_kl_coef
 from fgrlhf_jax.models import heads, hf_load
 from fgrlhf_jax.models.language_model import LanguageModel
-from fgrlhf_jax.ppo import learning, models, programs, rollout, train, trainer
+from fgrlhf_jax.ppo import checks, learning, models, programs, rollout, train
 from fgrlhf_jax.runtime import sharding
 from fgrlhf_jax.runtime.checkpoint import Checkpoints
 from fgrlhf_jax.runtime.files import write_jsonl
@@ -166,7 +166,7 @@ def test_prompts_that_are_left_out_or_cut_are_counted(world, tmp_path, capsys):
     for overlong, expected in counts.items():
         config = parse(ppo_cases.fields(world, tmp_path, data__overlong=overlong))
         architectures = models.read_architectures(config)
-        train.encode("train", prompts, config, architectures, ppo_cases.TOKENIZER, "plain")
+        rollout.encode("train", prompts, config, architectures, ppo_cases.TOKENIZER, "plain")
         assert capsys.readouterr().out == f"train: 42 prompts, {expected}\n"
 
 
@@ -228,7 +228,7 @@ def test_in_bfloat16_the_first_step_is_checked_by_its_means(dtype, largest, mean
     if int8 := dtype == "int8":  # of the sampler's cache
         metrics["debug/initial_kl"], dtype = 1e-6, "float32"
     with contextlib.nullcontext() if sound else pytest.raises(RuntimeError, match="step 1: "):
-        trainer.check_first(metrics, reference, 1, dtype, int8)
+        checks.check_first(metrics, reference, 1, dtype, int8)
 
 
 def test_fault_8_every_update_has_its_own_order_and_every_rollout_its_own_keys(

@@ -1,5 +1,6 @@
 """What the models make of a rollout: log-probabilities, values and rewards, however batched."""
 
+import contextlib
 import dataclasses
 import functools
 
@@ -10,12 +11,14 @@ import numpy as np
 import pytest
 import rollout_cases as cases
 import tiny_cases
-from rollout_cases import CRITIC, PARAMS, POLICY, SETTINGS, B, P, T, rolled_out, sampled
+from rollout_cases import CRITIC, PARAMS, POLICY, SETTINGS, B, P, T, rolled_out, sampled, settings
 
 from fgrlhf_jax.models import heads
-from fgrlhf_jax.ppo.algorithm import rows_of
+from fgrlhf_jax.ppo import programs, scoring
+from fgrlhf_jax.ppo.algorithm import Rows, rows_of
 from fgrlhf_jax.ppo.models import Architectures, Frozen
 from fgrlhf_jax.reward_model.model import Normalization
+from fgrlhf_jax.runtime import sharding
 
 
 def test_the_sampler_and_the_scorer_agree_at_a_temperature():
@@ -80,3 +83,38 @@ def test_a_rollout_that_is_not_learned_from_has_no_values():
         assert not np.any(rollout.value_BT)
         expected = rolled_out()._replace(value_BT=rollout.value_BT)
         chex.assert_trees_all_close(rollout, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", ["", "2,2,2"])
+def test_every_row_is_once_in_a_micro_batch_that_holds_it(shape):
+    """And a micro-batch has no more tokens than one of the longest rows."""
+    lengths = np.random.default_rng(1).integers(1, 33, 24)
+    sizes = settings(widths=(8, 16, 24, 32), micro_batch_size=4, max_new_tokens=32)
+
+    def count(carry, part, numbers, real):
+        times_B, fits, tokens, batches = carry
+        width = part.tokens_BS.shape[1]
+        fits &= jnp.all(part.start_B == jnp.array(lengths)[numbers])
+        fits &= jnp.all(part.start_B <= width)
+        tokens = jnp.maximum(tokens, width * len(numbers))
+        return times_B.at[numbers].add(real), fits, tokens, batches + 1
+
+    def fold(length_B):
+        carry = jnp.zeros(24, jnp.int32), True, 0, 0
+        batch = Rows(jnp.zeros((24, 32), jnp.int32), length_B, jnp.zeros((24, 32), bool))
+        return scoring.fold(count, carry, batch, sizes)
+
+    with jax.set_mesh(sharding.make_mesh(shape)) if shape else contextlib.nullcontext():
+        times_B, fits, tokens, batches = jax.device_get(jax.jit(fold)(jnp.array(lengths)))
+    assert (times_B == 1).all()
+    assert fits
+    assert tokens <= 4 * 32
+    assert batches < 6
+
+
+def test_few_widths_of_long_rows_and_one_of_short_ones():
+    assert programs.row_widths([32, 64], 64) == (128,)
+    assert programs.row_widths([64], 256) == (128, 192, 256, 320)
+    assert programs.row_widths([30, 40, 71], 100)[-1] == 171
+    assert programs.prompt_widths([3, 64]) == (64,)
+    assert programs.prompt_widths([38, 40, 57, 60, 186]) == (40, 64, 186)

@@ -82,7 +82,7 @@ def read(path: str) -> list[Comparison]:
 
 def _comparison(row: Mapping[str, Any], where: str) -> Comparison:
     row_fields.check_row(row, where)
-    fields = {name: value for name, value in row.items() if name not in formats.ANSWERS}
+    fields = {name: value for name, value in row.items() if name not in row_fields.ANSWERS}
     prompt = formats.parse_record(fields, where)
     named = ("generator_1", "generator_2", "annotator", "reason")
     names = "output_1", "output_2", *(name for name in named if row.get(name) is not None)

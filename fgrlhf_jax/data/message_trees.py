@@ -1,58 +1,16 @@
-"""Parses messages in rows: texts that hold lists of messages, and message trees.
+"""Reads message trees in OpenAssistant's format (OASST): a row per message, or per tree."""
 
-The trees are in OpenAssistant's format (OASST): a row per message with its parent, or per tree.
-"""
-
-import ast
 import itertools
 import math
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from fgrlhf_jax.data.conversations import ROLES, load_json
 from fgrlhf_jax.data.row_fields import to_number
 from fgrlhf_jax.data.tables import Rows
 from fgrlhf_jax.errors import InputError
 
 Row = Mapping[str, Any]
-
-# Fields that are never messages.
-_TEXT_FIELDS = {"instruction", "raw_instruction", "input", "system", "output", "response"}
-_TEXT_FIELDS |= {"original", "edited", "output_1", "output_2", "text"}
-# Matches a text with an object that begins like a message and has a role and a content.
-MESSAGES = re.compile(
-    r"(?s)\s*+(?:\[\s*+)?\{\s*(?=[\"'](?:role|content|from|value)[\"']\s*:)"
-    rf"(?=.*[\"'](?:role|from)[\"']\s*:\s*[\"'](?:{'|'.join(ROLES)})[\"'])"
-    r"(?=.*[\"'](?:content|value)[\"']\s*:)"
-)
-
-
-def with_messages(rows: Rows) -> Rows:
-    """Replaces texts that are lists of messages, in JSON or Python's notation, by the lists."""
-    for where, row in rows:
-        try:
-            if isinstance(row, dict):
-                row = {n: v if n in _TEXT_FIELDS else _parse(v, where) for n, v in row.items()}
-        except InputError as error:
-            row = error
-        yield where, row
-
-
-def _parse(text: Any, where: str) -> Any:
-    if not (isinstance(text, str) and MESSAGES.match(text)):
-        return text
-    for parse in (load_json, ast.literal_eval):
-        try:
-            return parse(text)
-        except KeyError as error:
-            reason = f"a message has the field {error.args[0]!r:.60} twice; remove one"
-            raise InputError(f"{where}: {reason}") from error
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
-            continue
-    reason = f"{text[:60]!r} is not a list of messages in JSON"
-    raise InputError(f"{where}: {reason}; correct it, or save lists of objects")
 
 
 def unfold(rows: Iterable[tuple[str, Any]], need: str = "any") -> Rows:
@@ -64,15 +22,9 @@ def unfold(rows: Iterable[tuple[str, Any]], need: str = "any") -> Rows:
       need: "pairs": only pairs; "responses": only the best response to a message; "prompts": only
         the messages to answer; "any", "rows": pairs, and each response without a rank.
     """
-    rows = iter(rows)
-    head = [*itertools.islice(rows, 1)]
-    rows = itertools.chain(head, rows)
-    if not (head and _messages(head[0][1])):
-        yield from rows
-        return
     nodes: dict[str, tuple[str, Row]] = {}
     for where, row in rows:
-        messages = _messages(row)
+        messages = messages_of(row)
         if not messages:
             yield where, row
         for message in messages:
@@ -110,7 +62,7 @@ def _answers(replies: list[Row], need: str) -> Iterator[Row]:
         yield from ({"output": replies[index]["text"]} for index in sorted(unpaired))
 
 
-def _messages(row: Any) -> list[Row]:
+def messages_of(row: Any) -> list[Row]:
     """The message or the messages of the tree in a row; [] if it has none."""
     if not isinstance(row, Mapping):
         return []
