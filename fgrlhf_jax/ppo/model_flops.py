@@ -28,14 +28,15 @@ def model_flops(
     forward = policy_flops(prompts, responses)
     value = rows_flops(models.critic.cfg, rows) if models.critic else 0.0
     ptx = policy_flops(*imitated) if imitated else 0.0
-    score = 0.0
-    for model in models_of(models.reward_model) if scored else ():
-        is_policy = isinstance(model, CausalLM)
-        score += rows_flops(model.cfg, rows)
-        score += logits_flops(model.cfg, np.sum(rows, dtype=float)) if is_policy else 0.0
+    scorers = models_of(models.reward_model) if scored else ()
+    read = sum(rows_flops(model.cfg, rows) for model in scorers)
+    policies = [model for model in scorers if isinstance(model, CausalLM)]
+    score = read + sum(logits_flops(model.cfg, np.sum(rows, dtype=float)) for model in policies)
     epochs, target = settings.ppo_epochs, 0.0
-    if settings.algorithm == "distill":  # the update also runs reference and reward model
-        target = epochs * (forward + score + logits_flops(cfg, np.sum(responses, dtype=float)))
+    if settings.algorithm == "distill":  # the update also runs reference and reward models
+        target = epochs * (
+            forward + read + len(scorers) * logits_flops(cfg, np.sum(responses, dtype=float))
+        )
     recomputed = value if settings.one_pass else forward + value
     return {
         "generate": decoding_flops(cfg, prompts, responses),

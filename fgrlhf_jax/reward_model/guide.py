@@ -29,9 +29,14 @@ def load_guide(path: str | os.PathLike, model: LanguageModel, beta: float) -> Gu
       path: a run folder of launch.train_rm, or its ``export``.
       beta: above 0; the smaller, the stronger the guidance (1 / beta nats per unit of reward).
 
-    Raises InputError for a head that scores only the token that was taken, and for a reward model
-    whose tokenizer, template or vocabulary differs from the model's.
+    Raises InputError for several models, for a head that scores only the token that was taken, and
+    for a reward model whose tokenizer, template or vocabulary differs from the model's.
     """
+    if len(folders_of(path)) > 1:
+        raise InputError(
+            f"guide={path}: only one reward model guides; to use the log-ratio of two policies, "
+            "distill it: launch.ppo --config.algorithm=distill --config.reward_model=…"
+        )
     module, meta = read_module(path, dtype=model.module.cfg.dtype)
     if module.kind == "after":
         raise InputError(

@@ -17,6 +17,7 @@ from fgrlhf_jax.functional import policy_losses
 from fgrlhf_jax.models import heads, lora
 from fgrlhf_jax.ppo import learning, scoring
 from fgrlhf_jax.ppo.algorithm import Rollout, Rows
+from fgrlhf_jax.ppo.model_flops import model_flops
 from fgrlhf_jax.ppo.models import Architectures, Frozen
 from fgrlhf_jax.ppo.programs import by_part
 from fgrlhf_jax.ppo.scoring import Target
@@ -131,6 +132,20 @@ def test_a_log_ratio_is_the_reward_of_every_next_token(weight):
     wanted = np.take_along_axis(every, ROWS.tokens_BS[:, 1:, None], axis=2)[..., 0]
     wanted = np.where(ROWS.mask_BS[:, 1:], wanted, reward_BS)
     np.testing.assert_allclose(reward_BS, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_an_update_by_a_log_ratio_runs_three_forward_passes_of_policies():
+    """Policy forward and backward is three too, which is all that an update of RLOO needs."""
+    ratio = LogRatio(POLICY, heads.CausalLM(tiny_cases.CFG), 0.5)
+    models = MODELS._replace(reward_model=ratio)
+    distill, rloo = (
+        model_flops(
+            *(models, dataclasses.replace(SETTINGS, algorithm=name), [3, 5], [2, 4]), scored=True
+        )
+        for name in ("distill", "rloo")
+    )
+    assert distill["update"] == pytest.approx(2 * rloo["update"], rel=1e-12)
+    assert distill["score_rollout"] == rloo["score_rollout"]
 
 
 @functools.cache

@@ -153,6 +153,8 @@ def test_the_rewards_are_normalized_and_beta_is_a_kl_coefficient(folders, model)
 def test_reward_models_that_cannot_guide_are_refused(folders, model, tmp_path):
     with pytest.raises(InputError, match=r"after: its head .* train one with .*head=action"):
         load_guide(folders / "after", model, 1.0)
+    with pytest.raises(InputError, match=r"guide=.*policy:.*: only one reward model guides"):
+        load_guide(f"{folders}/policy:{folders}/policy:0", model, 1.0)
     other = make_tokenizer()
     other.add_tokens(["zebra"])
     ppo_cases.save_reward_model(tmp_path / "other", "token_edit", other, head="action")
