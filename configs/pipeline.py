@@ -169,7 +169,7 @@ FIELDS = collect_fields(
 _GENTLE = (
     "gamma=0,optimizer.learning_rate=0.0001,optimizer.schedule=linear,optimizer.warmup_steps=5"
 )
-_SHARP = f"kl.coef=1,reward_normalization=none,{_GENTLE},optimizer.learning_rate=0.0003"
+_SHARP = f"kl.coef=1,reward_normalization=none,{_GENTLE.replace('=0.0001', '=0.0003')}"
 
 
 def _commands(size: str, **defaults: str) -> dict[str, str]:

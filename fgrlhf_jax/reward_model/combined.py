@@ -58,25 +58,33 @@ class LogRatio(nn.Module):
 
     def __call__(self, tokens_BS, positions_BS, attend, previous_BS=None) -> jax.Array:
         hidden_BSD = state_before(self.backbone(tokens_BS, positions_BS, attend), previous_BS)
-        policy_BS, reference_BS = (
+        logprobs = (
             jax.vmap(logprob_and_entropy)(logits_BSV, tokens_BS)[0]
             for logits_BSV in self._logits(hidden_BSD)
         )
-        return jnp.where(positions_BS > 0, policy_BS - self.reference_weight * reference_BS, 0.0)
+        return jnp.where(positions_BS > 0, self._ratio(*logprobs), 0.0)
 
     def backbone(self, *inputs) -> jax.Array:
-        """The states of both models, side by side."""
-        models = self.policy, self.reference
-        return jnp.concatenate([model.backbone(*inputs) for model in models], axis=-1)
+        """The states of the models that are used, side by side."""
+        return jnp.concatenate([model.backbone(*inputs) for model in self._used()], axis=-1)
 
     def next_tokens(self, hidden_BSD: jax.Array) -> jax.Array:
         """r_BSV, the reward that every next token would get in these states."""
-        policy_BSV, reference_BSV = map(jax.nn.log_softmax, self._logits(hidden_BSD))
-        return policy_BSV - self.reference_weight * reference_BSV
+        return self._ratio(*map(jax.nn.log_softmax, self._logits(hidden_BSD)))
 
-    def _logits(self, hidden_BSD: jax.Array) -> tuple[jax.Array, jax.Array]:
-        states = jnp.split(hidden_BSD, [self.policy.cfg.hidden_size], axis=-1)
-        return self.policy.next_tokens(states[0]), self.reference.next_tokens(states[1])
+    def _used(self) -> tuple[CausalLM, ...]:
+        """Both models, but without a weight the policy alone; both when parameters are made."""
+        models = self.policy, self.reference
+        return models if self.reference_weight or self.is_initializing() else models[:1]
+
+    def _logits(self, hidden_BSD: jax.Array) -> list[jax.Array]:
+        models = self._used()
+        borders = [self.policy.cfg.hidden_size][: len(models) - 1]
+        pairs = zip(models, jnp.split(hidden_BSD, borders, axis=-1), strict=True)
+        return [model.next_tokens(state_BSD) for model, state_BSD in pairs]
+
+    def _ratio(self, policy: jax.Array, *reference: jax.Array) -> jax.Array:
+        return policy - self.reference_weight * sum(reference)
 
 
 RewardModule = TokenValueModel | Ensemble | LogRatio
