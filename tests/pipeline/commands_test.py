@@ -14,7 +14,7 @@ from fgrlhf_jax.pipeline.flags import parse_flags
 from fgrlhf_jax.ppo.algorithm import ALGORITHMS
 from fgrlhf_jax.runtime.files import write_json
 from launch import pipeline
-from launch.shared import config_files
+from launch.shared import config_files, stage_checks
 
 RUN = Path("run")
 VARIANTS = {
@@ -49,7 +49,7 @@ def test_every_command_parses(variant):
     assert len(set(names)) == len({stage.output for stage in stages}) == len(names)
     for number, stage in enumerate(stages):
         assert set(stage.needs) <= set(names[:number]), stage.name
-    pipeline.check_commands(stages)
+    stage_checks.check_commands(stages)
 
 
 @pytest.mark.parametrize("variant", ["smollm2", "tiny"])
@@ -85,7 +85,7 @@ def test_arms_defined_by_flags():
     assert selected(config, "reward_models", select(config)) == {"from_it": "from_it"}
     pipeline.check(config)
     stages = build_stages(config, RUN)
-    pipeline.check_commands(stages)
+    stage_checks.check_commands(stages)
     named = {stage.name: fields_of(stage) for stage in stages}
     mine = [named["seed_1/mine"][name] for name in ("policy", "reward_model", "steps", "seed")]
     assert mine == ["run/seed_1/imitating/export", "run/seed_1/from_it", "3", "1"]
@@ -101,7 +101,7 @@ def test_every_learner_has_its_command():
     rewards = {f"arms__{each}__reward": "rm_token" for each in ALGORITHMS}
     config = make_config(run_arms=",".join(LEARNERS[1:]), **rewards, **learners)
     named = {s.name.removeprefix("seed_0/"): s for s in build_stages(config, RUN)}
-    pipeline.check_commands([*named.values()])
+    stage_checks.check_commands([*named.values()])
     for name in ALGORITHMS:
         assert named[name].command[:2] == ("launch.ppo", "--config=configs/ppo.py:tiny,token")
         assert fields_of(named[name])["algorithm"] == name
@@ -119,7 +119,7 @@ def test_rewards_of_several_models():
     )
     assert select(config) == ["rm_edits", "rm_preferences", "state_action", "ddpo", "rloo"]
     stages = build_stages(config, RUN)
-    pipeline.check_commands(stages)
+    stage_checks.check_commands(stages)
     named = {stage.name.removeprefix("seed_0/"): stage for stage in stages}
     ensemble, ratio = (fields_of(named[name])["reward_model"] for name in ("state_action", "rloo"))
     assert ensemble == "run/seed_0/rm_edits,run/seed_0/rm_preferences"

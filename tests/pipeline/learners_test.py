@@ -14,7 +14,7 @@ from fgrlhf_jax.runtime.files import write_jsonl
 from fgrlhf_jax.tiny_world.words import make_tokenizer
 from launch import compare as command
 from launch import pipeline
-from launch.shared import budget, config_files
+from launch.shared import budget, config_files, stage_checks
 
 RUN = Path("run")
 
@@ -30,7 +30,7 @@ def study_of(*words: str, variant: str = "tiny", edits: str = "edits.jsonl"):
 def stages_of(study) -> dict[str, dict[str, str]]:
     """Per training stage the config fields that its command sets."""
     planned = budget.limit_stages(study, build_stages(study, RUN))
-    pipeline.check_commands(planned)
+    stage_checks.check_commands(planned)
     names = [[word[9:].partition("=")[0] for word in stage.command] for stage in planned]
     assert all(len(each) == len({*each}) for each in names)
     return {
@@ -140,9 +140,9 @@ def test_a_folder_with_data_does_not_need_the_input_files(tmp_path):
     write_jsonl(tmp_path / "stages" / "data.json", [{}])
     planned = build_stages(config, tmp_path)
     with pytest.raises(InputError, match=r"sft_edits: batch_size=64 needs 64 .* training has 63"):
-        pipeline.check_data(config, planned)
+        stage_checks.check_data(config, planned)
     write_jsonl(tmp_path / "data" / "edits_train.jsonl", [{}] * 64)
-    pipeline.check_data(config, planned)
+    stage_checks.check_data(config, planned)
 
 
 def test_truncation_and_few_test_prompts_are_reported_first():
