@@ -8,13 +8,14 @@ from fgrlhf_jax.functional import pair_metrics
 from fgrlhf_jax.reward_model.scorer import RewardModel
 from fgrlhf_jax.reward_model.train import evaluate
 from fgrlhf_jax.runtime.files import write_json
-from launch.shared import cli, reading
+from launch.shared import cli, embedded, reading
 
 CONFIG = "configs/evaluate_rm.py"
 
 
 def main(config) -> None:
     output = cli.check_output(config, (".json",), [config.test])
+    embedded.check_made(config, "reward_model", "test")
     rows = reading.read(config, config.test, "pairs")
     cli.use_devices()
     options = {name: config[name] for name in ("mesh", "dtype", "ensemble_penalty")}

@@ -18,7 +18,7 @@ from fgrlhf_jax.report import heatmap
 from fgrlhf_jax.reward_model.scorer import RewardModel
 from fgrlhf_jax.reward_model.token_rewards import ScoredResponse
 from fgrlhf_jax.runtime.files import write_jsonl, write_text
-from launch.shared import cli, reading
+from launch.shared import cli, embedded, reading
 
 CONFIG = "configs/score.py"
 TERMINAL_ROWS = 5
@@ -26,6 +26,7 @@ TERMINAL_ROWS = 5
 
 def main(config) -> None:
     output = cli.check_output(config, (".jsonl", ".html", ".svg"), [config.input])
+    embedded.check_made(config, "reward_model", "input")
     records_and_rows = reading.read_with_rows(config, config.input)
     shown = config.limit or (len(records_and_rows) if config.output else TERMINAL_ROWS)
     rows = [row for _, row in records_and_rows[:shown]]
@@ -68,6 +69,11 @@ def main(config) -> None:
 def view(record: records.Record, responses: list[ScoredResponse]) -> dict:
     """A row for ``report.heatmap``."""
     sides = [dataclasses.asdict(response) for response in responses]
+    for side in sides:
+        side["finished"] = records.is_finished(record, side["label"])
+        if isinstance(record, records.Preference):
+            is_better = side["label"] == records.sides(record)[0]
+            side["label"] += ", preferred" if is_better else ", rejected"
     return records.prompt_fields(record) | {"sides": sides}
 
 

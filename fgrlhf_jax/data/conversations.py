@@ -15,11 +15,12 @@ ROLES |= dict.fromkeys(("assistant", "gpt", "chatgpt", "bot", "model"), "assista
 Turns = list[dict[str, str]]
 _TURN = re.compile(r"(?:\A\s*|\r?\n\r?\n)(Human|Assistant):")
 _STRING_OR_END = re.compile(r'(?s)"(?:[^"\\]|\\.)*"|\}')
-_TEXT_PARTS = ("text", "input_text", "output_text")
+_TEXT_PARTS = ("text", "input_text", "output_text", "refusal")
 _NOT_TEXT = {"tools", "functions", "tool_calls", "function_call"}
 _NOT_TEXT |= {"audio", "audios", "image", "images", "video", "videos", "chat_template_kwargs"}
 _THOUGHTS = {"reasoning", "reasoning_content", "reasoning_details", "thinking", "thinking_blocks"}
-_PARTS = {"prefix", "partial", "train_detail"}  # of an answer: Mistral's, Qwen's, axolotl's
+# Of an answer: Mistral's, Qwen's, axolotl's, and those of logs.
+_PARTS = {"prefix", "partial", "train_detail", "truncated"}
 
 
 def check_texts(value: Mapping[str, Any], where: str, fields: Iterable[str] = ()) -> None:
@@ -80,7 +81,8 @@ def _part_text(part: Any) -> Any:
     """The text of a part of a message; None for a thought, an image and other types."""
     if not isinstance(part, Mapping):
         return part
-    return part.get("text") if part.get("type", "text") in _TEXT_PARTS else None
+    kind = part.get("type", "text")
+    return part.get("refusal" if kind == "refusal" else "text") if kind in _TEXT_PARTS else None
 
 
 def load_json(text: str) -> Any:

@@ -33,7 +33,7 @@ Row = dict[str, Any]
 # Fields that a converted row has under the target's names; a pair may keep labels and predictions.
 _REPLACED = {
     *(*row_fields.PROMPTS, *row_fields.ANSWERS, *records.FINISHED),
-    *("input", "system", "system_prompt", "system_message", "history", "raw_instruction"),
+    *("input", *row_fields.SYSTEMS, "history", "raw_instruction"),
     *("rejected_response", "rejected_messages"),
 }
 _LABELS = {"predictions", "preference", "overall_preference"}

@@ -35,6 +35,7 @@ from fgrlhf_jax.data.row_labels import check_scores, check_trained
 from fgrlhf_jax.data.text_forms import restore_line_ends, restore_normal_form
 from fgrlhf_jax.errors import InputError
 
+_REASONS = ("finish_reason", "stop_reason", "done_reason", "finishReason")
 _CUT = {"length", "max_tokens", "max_output_tokens", "model_length"}  # finish reasons of servers
 _CUT |= {"content_filter", "safety", "error", "abort"}
 
@@ -148,8 +149,9 @@ def _labels(
     for flag, name in zip(flags, names or ("output",), strict=False):
         column = flag if flag in columns else row_fields.FLAG_OF.get(columns.get(name, name), flag)
         fields[flag] = row_fields.read_flag(row, column, where)
-    reasons = map(row.get, ("finish_reason", "stop_reason", "done_reason", "finishReason"))
-    if kind is Instruction and not _CUT.isdisjoint(str(reason).lower() for reason in reasons):
+    reasons = {str(row.get(name)).lower() for name in _REASONS}
+    is_cut = str(row.get("truncated")).lower() == "true" or not reasons.isdisjoint(_CUT)
+    if kind is Instruction and is_cut:
         fields["finished"] = False
     return fields
 

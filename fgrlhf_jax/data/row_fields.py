@@ -12,6 +12,7 @@ from fgrlhf_jax.data.records import FINISHED, Edit, Instruction, Preference
 from fgrlhf_jax.errors import InputError
 
 ROW_BYTES = 2_000_000
+SYSTEMS = ("system", "system_prompt", "system_message", "systemPrompt")
 PROMPTS = ("messages", "conversations", "context", "prompt", "instruction")
 COMPARISONS = "comparisons"
 LAYOUTS = {
@@ -191,8 +192,8 @@ def read_history(row: Row, where: str) -> Turns:
 
 
 def with_system(row: Row, turns: Turns, where: str) -> Turns:
-    """Puts the field "system", or "system_prompt" as in OpenOrca, before the turns."""
-    names = [n for n in ("system", "system_prompt", "system_message") if row.get(n) is not None]
+    """Puts the field "system", or another of SYSTEMS, before the turns."""
+    names = [name for name in SYSTEMS if row.get(name) is not None]
     texts = {name: read_text(row, name, where, blank=True) for name in names}
     texts = {name: text for name, text in texts.items() if text.strip()}
     if texts and turns[0]["role"] == "system":

@@ -10,6 +10,8 @@ from fgrlhf_jax.errors import InputError
 # Fields in which the better answer has the higher value, unlike rank or toxicity_score.
 _SCORE = re.compile(r"(?=.*chosen)(?:(?:chosen|score|rating|reward|rm|avg|mean|overall)s?[-_ .]?)+")
 
+_LEFT_OUT = ("mask", "ignore")  # flags that are true for a turn not to learn
+
 
 def check_trained(row: Row, fields: Iterable[str], where: str) -> None:
     """Raises InputError for a response (last turn of ``fields``) marked as not to be learned."""
@@ -22,8 +24,10 @@ def check_trained(row: Row, fields: Iterable[str], where: str) -> None:
     names = "weight", "train", "training", "loss", "loss_scale", "loss_weight"
     flags = [(name, turn.get(name)) for turn in marked for name in names]
     flags += [("label", label), ("kto_tag", row.get("kto_tag"))]  # other labels may be 0
+    flags += [(name, turn[name]) for turn in marked for name in _LEFT_OUT if name in turn]
     for name, value in flags:
-        if str(value).lower() == "false" or (name != "label" and to_number(value) == 0):
+        is_zero = name not in ("label", *_LEFT_OUT) and to_number(value) == 0
+        if is_zero or str(value).lower() == ("true" if name in _LEFT_OUT else "false"):
             reason = f"{name} is {value}".lower()
             raise InputError(f"{where}: {reason}, a response not to learn; leave it out")
 

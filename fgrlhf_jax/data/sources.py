@@ -21,6 +21,7 @@ from fgrlhf_jax.data.tables import Rows, check_size, invalid_utf8
 from fgrlhf_jax.errors import InputError
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".parquet", ".jsonl.gz", ".json.gz", ".csv.gz")
+OR_DROP = "or leave such rows out with invalid=drop"
 NEEDS = ("any", "pairs", "candidates", "responses", "prompts", "rows")
 # Fields that are never messages.
 _TEXT_FIELDS = {"instruction", "raw_instruction", "input", "system", "output", "response"}
@@ -79,16 +80,13 @@ def read_with_rows(
                 pairs += [(record, with_id(row, column_of)) for record in parsed]
             except InputError as error:
                 if refused is None:
-                    hint = "or leave such rows out with invalid=drop"
-                    raise InputError(f"{error}, {hint}") from error
+                    raise InputError(f"{error}, {OR_DROP}") from error
                 refused.append(str(error))
                 message = f"{source}: no row can be read; the last error: {error}"
         if 0 < len(without_prompt) < len(pairs) - first:
             reason = "has no prompt, but other rows have; give it in the field 'prompt'"
             if refused is None:
-                raise InputError(
-                    f"{without_prompt[0][0]}: {reason}, or leave such rows out with invalid=drop"
-                )
+                raise InputError(f"{without_prompt[0][0]}: {reason}, {OR_DROP}")
             for where, index in reversed(without_prompt):
                 refused.append(f"{where}: {reason}")
                 del pairs[index]

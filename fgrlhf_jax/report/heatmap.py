@@ -1,9 +1,10 @@
 """Responses with tokens coloured by their rewards: as an HTML page, SVG or terminal text.
 
 A row is a dict with ``instruction``, ``input`` and ``sides``. A side has ``label`` and, per token,
-``tokens`` (strings that concatenate to the response), ``rewards`` and ``changed``. Colours: red for
-negative rewards, none for 0, green for positive rewards. A changed token is underlined; on the side
-labelled ``original``, where the edit removed it, it is struck through.
+``tokens`` (strings that concatenate to the response), ``rewards`` and ``changed``; ``finished`` is
+False if it was cut. Colours: red for negative rewards, none for 0, green for positive rewards. A
+changed token is underlined; on the side labelled ``original``, where the edit removed it, it is
+struck through.
 """
 
 import html
@@ -31,9 +32,10 @@ def colour_limit(rows: Iterable[Mapping]) -> float:
 
 def to_html(rows: Sequence[Mapping], *, title: str) -> str:
     """A self-contained page: no script, font or network access. All rows share one scale."""
-    limit = colour_limit(rows)
+    limit, changed = colour_limit(rows), any(map(_is_edited, rows))
     rows = [{**row, "sides": [render_side(side, limit) for side in row["sides"]]} for row in rows]
     values = {"title": title, "limit": limit, "rows": rows, "harmless": HARMLESS}
+    values["changed"] = changed
     return render_page(ASSETS, "heatmap.html", ["heatmap.css", "heatmap_page.css"], **values)
 
 
@@ -55,8 +57,7 @@ def to_terminal(row: Mapping, *, colour: bool, limit: float | None = None) -> st
                 mark = "*" if token["changed"] else " "
                 lines.append(f'{token["reward"]:+9.3f} {mark} "{text}"')
     colours = f"red -{limit:.2f} ... 0 ... +{limit:.2f} green"
-    changed = any(any(side["changed"]) for side in row["sides"])
-    scale = colours if colour else "* changed by the edit" if changed else ""
+    scale = colours if colour else "* changed by the edit" if _is_edited(row) else ""
     return "\n".join([*lines, *(["", scale] if scale else []), ""])
 
 
@@ -107,6 +108,10 @@ def render_side(side: Mapping, limit: float, *, numbered: bool = False) -> dict:
     return side | {"html": ENVIRONMENT.get_template(f"{ASSETS}/tokens.html").module.tokens(side)}
 
 
+def _is_edited(row: Mapping) -> bool:
+    return any(any(side["changed"]) for side in row["sides"])
+
+
 def _side(side: Mapping, limit: float) -> dict:
     """Per token text, colour, formatted reward; ValueError if the lists differ in length."""
     tokens, rewards = [], side["rewards"]
@@ -118,9 +123,10 @@ def _side(side: Mapping, limit: float) -> dict:
         number = "–" if math.isnan(reward) else f"{reward:+z.{digits}f}".replace("-", "−")
         tokens.append({**shown, "reward": reward, "strength": strength, "number": number})
     mean = sum(rewards) / len(rewards) if rewards else 0.0
+    cut = "" if side.get("finished", True) else ", cut at the length limit"
     return {
         "label": side["label"].translate(HARMLESS),
-        "summary": f"{len(tokens)} tokens, sum {sum(rewards):+.3f}, mean {mean:+.4f}",
+        "summary": f"{len(tokens)} tokens, sum {sum(rewards):+.3f}, mean {mean:+.4f}{cut}",
         "style": "removed" if side["label"] == REMOVED else "added",
         "tokens": tokens,
     }

@@ -13,6 +13,8 @@ from fgrlhf_jax.tiny_world.datasets import make_feedback, make_instructions
 from fgrlhf_jax.tiny_world.words import make_tokenizer
 from launch.shared import cli, config_files, reading
 
+REWARD_MODEL = "runs/rm_tiny_token_edit"  # run_dir of launch.train_rm without flags
+
 
 def instructions(
     folder: Path, seed: int, name: str = "sft", count: int = 16000, held_out: int = 500
@@ -62,6 +64,15 @@ def _write(folder: Path, **sets: list) -> dict[str, list]:
 
     multihost.from_process_0(write)
     return sets
+
+
+def check_made(config: ConfigDict, *names: str) -> None:
+    """Raises InputError if a field names a missing file or folder of the embedded world's run."""
+    for name in names:
+        path = Path(config[name])
+        if path.parts[:2] == Path(REWARD_MODEL).parts and not path.exists():
+            remedy = f"run `python -m launch.train_rm` first, or give another --config.{name}"
+            raise InputError(f"{name}={path}: does not exist; {remedy}")
 
 
 def ensure_trained(main: Callable[[ConfigDict], None], spec: str, mesh: str) -> str:

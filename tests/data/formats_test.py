@@ -183,6 +183,10 @@ REFUSED = [
         ({"messages": [*turns(SKY), GREEN | {name: False}]}, f"{name} is false, a response not to")
         for name in ("train", "training", "loss", "loss_scale")
     ),
+    *(
+        ({"messages": [*turns(SKY), GREEN | {name: True}]}, f"{name} is true, a response not to")
+        for name in ("mask", "ignore")
+    ),
     ({"instruction": SKY, "output": "A", "kto_tag": False}, "kto_tag is false, a response not"),
     ({"messages": [*turns(SKY), GREEN], "label": "False"}, "label is false, a response not to"),
     *(
@@ -215,7 +219,14 @@ REFUSED = [
     ({"messages": turns(SKY), "chat_template_kwargs": {"a": 1}}, "the field chat_template_kwargs"),
     *(
         ({"messages": [*turns(SKY), {"role": "assistant", "content": "A", name: [{}]}]}, name)
-        for name in ("tool_calls", "reasoning_content", "thinking", "prefix", "train_detail")
+        for name in (
+            "tool_calls",
+            "reasoning_content",
+            "thinking",
+            "prefix",
+            "train_detail",
+            "truncated",
+        )
     ),
     *(
         ({"messages": [*turns(SKY), {"role": "assistant", "content": [part]}]}, "is not a message")

@@ -240,6 +240,7 @@ def test_whether_a_response_ended_travels_with_its_record():
         {"stop_reason": "MAX_TOKENS"},
         {"finishReason": "SAFETY"},
         {"finish_reason": "abort"},
+        {"truncated": "True"},
     ):
         assert not formats.parse_record(INSTRUCTION | reason, "a:1").finished
     with pytest.raises(InputError, match="a:1: finished is 'perhaps'; it must be true or false"):

@@ -180,6 +180,16 @@ def test_use(refused, data, world, tmp_path, module, fields, message):
     assert read_files(tmp_path) == {}
 
 
+@pytest.mark.parametrize("module", [evaluate_rm, score])
+def test_the_command_that_makes_a_missing_default(refused, data, module, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    source = "test" if module is evaluate_rm else "input"
+    for given, missing in ({}, "reward_model"), ({"reward_model": data}, source):
+        sentence = refused(module, **given)
+        assert sentence.startswith(f"{missing}=runs/rm_tiny_token_edit")
+        assert "does not exist; run `python -m launch.train_rm` first, or give another" in sentence
+
+
 @pytest.mark.parametrize("module", [dpo, generate, ppo])
 def test_a_mesh_is_refused_before_the_embedded_models_are_trained(
     refused, tmp_path, monkeypatch, module

@@ -18,6 +18,7 @@ from fgrlhf_jax.data.records import RESPONSES, Edit, Instruction, Preference
 from fgrlhf_jax.data.tokenizers import train_tokenizer
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import heads
+from fgrlhf_jax.report import heatmap
 from fgrlhf_jax.reward_model.model import Normalization, score_tokens
 from fgrlhf_jax.reward_model.modules import RewardMeta, make_module
 from fgrlhf_jax.reward_model.scorer import RewardModel
@@ -198,6 +199,15 @@ def test_records_are_a_list_or_a_frame():
     for single in ("Count.", row, Instruction("Count.", "", "1, 2")):
         with pytest.raises(InputError, match="is one record; give a list of records"):
             as_records(single)
+
+
+def test_a_page_says_what_its_texts_are():
+    rows = [ROWS[1], dataclasses.replace(ROWS[2], finished=False), ROWS[0]]
+    views = [*map(score.view, rows, [scored()[n] for n in (1, 2, 0)])]
+    pages = [heatmap.to_html(shown, title="") for shown in (views[:2], views)]
+    for text in ("output_1, preferred<", "output_2, rejected<", ", cut at the length limit<"):
+        assert pages[0].count(text) == 1
+    assert ["removed by the edit" in page for page in pages] == [False, True]
 
 
 @pytest.mark.parametrize(

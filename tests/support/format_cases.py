@@ -124,7 +124,12 @@ LAYOUTS = {
         Instruction("", "", "Blue.", chat(SKY)),
     ),
     "content in parts": (
-        {"messages": [{"role": "user", "content": [{"type": "text", "text": SKY}]}, BLUE]},
+        {
+            "messages": [
+                {"role": "user", "content": [{"type": "text", "text": SKY}]},
+                {"role": "assistant", "content": [{"type": "refusal", "refusal": "Blue."}]},
+            ]
+        },
         Instruction("", "", "Blue.", chat(SKY)),
     ),
     "ShareGPT": (
@@ -152,7 +157,7 @@ LAYOUTS = {
         pair("Blue.", "Green.", *chat(SKY)),
     ),
     "LLaMA-Factory's history": (
-        {"instruction": SKY, "input": "", "output": "Blue.", "system_message": "Be brief."}
+        {"instruction": SKY, "input": "", "output": "Blue.", "systemPrompt": "Be brief."}
         | {"history": [["Hi", "Hello"]]},
         Instruction("", "", "Blue.", chat("Hi", "Hello", SKY, system="Be brief.")),
     ),

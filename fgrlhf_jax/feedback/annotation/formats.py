@@ -64,7 +64,7 @@ def read(
                 item = dataclasses.replace(before, others=before.others + item.others)
         except InputError as error:
             if refused is None:
-                raise
+                raise InputError(f"{error}, {sources.OR_DROP}") from error
             refused.append(str(error))
             continue
         items[item.id] = item

@@ -37,6 +37,12 @@ _OMISSION = re.compile(
 _SENTENCE = re.compile(
     r"(?:(?<=[.!?]\s)|(?<=[。！？])|(?<=\n\n))[^.!?。！？\n\d]{1,100}(?:[.!?。！？]+|(?=\n\n|\Z))"
 )
+# The same within a sentence or behind a line of code.
+_ASIDE = re.compile(
+    r"(?:(?<!\w)\(|（)[^()（）\n\d]{1,100}[)）]"
+    r"|(?<!\w)([*_]{1,3})(?=\S)[^*_\n\d]{1,100}\1(?!\w)|[ \t](?:[—–#]|--|//)[^\n\d]{1,100}$",
+    re.MULTILINE,
+)
 _OMITTED = 8  # words that are missing there, and as many as stand there
 _LEFT_OUT = 20  # words for which a sentence stands, and three times as many as it has
 _MOST_REMARKS = 100  # that are looked at
@@ -83,14 +89,15 @@ def is_elided(original: str, edited: str) -> bool:
     """Whether an ellipsis, a text in brackets, a comment or a sentence stands for what is left out.
 
     The original does not have it, and at least eight words are missing there, as many as it has and
-    twice as many as were put in around it. A plain sentence, in any language, has no number, and
-    most of its words that do not come again and again are its own, and it stands among words of the
-    original; missing are at least twenty, and three times as many.
+    twice as many as were put in around it. A plain sentence, in any language, or a remark in one,
+    has no number, and most of its words that do not come again and again are its own, and it stands
+    among words of the original; missing are at least twenty, and three times as many.
     """
     before = _terms(original.lower())
     remarks = [(match, _OMITTED, 1) for match in _OMISSION.finditer(edited)]
     if len(before) - len(_terms(edited)) >= _LEFT_OUT // 2:
-        remarks += [(match, _LEFT_OUT, 3) for match in _SENTENCE.finditer(edited)]
+        plain = itertools.chain(_ASIDE.finditer(edited), _SENTENCE.finditer(edited))
+        remarks += [(match, _LEFT_OUT, 3) for match in plain]
     for match, least, times in remarks[:_MOST_REMARKS]:
         if edited.count(match[0].strip()) <= original.count(match[0].strip()):
             continue

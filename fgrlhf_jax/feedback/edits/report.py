@@ -149,6 +149,7 @@ def _examples(rows, names, metrics, count: int) -> list[dict]:
                 | {"id": id, "instruction": instruction, "input": input}
                 | {"kind": edit.kind, "word_change_ratio": edit.word_change_ratio}
                 | {"original": original, "edited": edited}
+                | {"cut": "" if row.finished else "cut at the length limit"}
             )
     return examples
 

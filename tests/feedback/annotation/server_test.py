@@ -131,7 +131,7 @@ DECIDED = Item("1", EVIL, "", "x"), Decision("1", EVIL, EVIL, EVIL, 0, (EVIL,), 
     ("source", "directions"),
     [
         (render("prompt", Item(EVIL, EVIL, EVIL, "x")), 2),
-        (render("prompt", Item(EVIL, "", "", "x", turns=((EVIL, EVIL),))), 1),
+        (render("prompt", Item(EVIL, "", "", "x", turns=((EVIL, EVIL),), finished=False)), 1),
         (difference(EVIL, f"{EVIL} more", 0.5), 1),
         (difference("more", EVIL, 0.5), 1),
         (render("no_row", COUNTS, EVIL, EVIL), 0),
@@ -147,6 +147,7 @@ def test_every_text_is_escaped_and_has_its_own_direction(source, directions):
     assert tags <= TAGS
     assert EVIL in html.text or {"del", "ins"} <= tags
     assert sum(attributes.get("dir") == "auto" for _, attributes in html.tags) == directions
+    assert ("was cut at the length limit." in html.text) == ("turns)" in source)
 
 
 def test_a_second_pass_shows_the_annotators_of_earlier_edits(output):

@@ -22,7 +22,8 @@ EVIL = "<script>alert('1')</script>\"&amp;{{ 7*7 }}\x1b[2J\u202e"
 EDITED = ["a b c x", "a b c", "a b c d e f g h i j k l", "w x y z", "a x c d e"]
 RATIOS = [2 / 8, 1 / 7, 8 / 16, 1.0, 3 / 9]  # of "a b c d" to these
 ROWS = [
-    records.Edit("Say it.", "", "a b c d", edited, id=f"r{n}") for n, edited in enumerate(EDITED, 1)
+    records.Edit("Say it.", "", "a b c d", edited, id=f"r{n}", finished=n != 2)
+    for n, edited in enumerate(EDITED, 1)
 ]
 
 
@@ -76,7 +77,8 @@ def test_the_terminals_report():
         r"words\n +≤ -1  █{20} 1\n +0  █{40} 2\n +1  █{20} 1\n +2 … 6   0\n +≥ 7  █",
         r"\nm +5 +0\.333 +20\.0 % +20\.0 % +40\.0 % +20\.0 % +0\.0 %\n",
         r"with max_change_ratio=0.5 would set aside: 1 rewritten\n",
-        r"-- least changed: edit 2: row r2, m, delete, 0.143\nprompt    Say it.\n",
+        r"-- least changed: edit 2: row r2, m, delete, 0.143, cut at the length limit\n",
+        r"prompt    Say it.\n",
         r"original  a b c\[- d-\]\nedited    a b c\n",
     ):
         assert re.search(pattern, text), pattern
@@ -91,7 +93,9 @@ def page(rows=ROWS, title="Edits", **options) -> str:
 
 def test_the_page():
     source = page(annotators=["m"] * 5, rejected={"refusal": 2}, examples=1)
-    changed = "<h3>Least changed: edit 2 <small>row r2, m, delete, 0.143</small>"
+    changed = (
+        "<h3>Least changed: edit 2 <small>row r2, m, delete, 0.143, cut at the length limit</small>"
+    )
     for text in ("<title>Edits</title>", "<h1>Edits</h1>", "default-src 'none'", changed):
         assert text in source
     changes = [re.findall(f"<{tag} class[^>]*>([^<]*)", source) for tag in CHANGES]
