@@ -11,6 +11,7 @@ T response tokens.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -48,7 +49,7 @@ class Pair:
     partner: np.ndarray
     row: int
 
-    @property
+    @functools.cached_property
     def common(self) -> int:
         """Number of equal tokens at the beginning of both sides."""
         return common_length(self.tokens_i, self.tokens_j)

@@ -1,7 +1,6 @@
 """The models of a run and its steps as abstract shapes; nothing is allocated."""
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -231,7 +230,7 @@ def supervised_shapes(trainer: SupervisedTrainer, name: str) -> RunShapes:
         share = len(batches) / len(epoch)
         step_name = "train" if share == 1 else f"train_{width}"
         steps[step_name] = Step(
-            functools.partial(trainer.compile, abstract_batch(batches[0], mesh, axis=1)),
+            lambda batch=batches[0]: trainer.lower(abstract_batch(batch, mesh, axis=1)).compile(),
             (state, trainer.frozen),
             trainer.passes * float(np.mean([*map(trainer.flops, batches)])),
             (step_name,),

@@ -26,7 +26,7 @@ from fgrlhf_jax.ppo.model_flops import model_flops
 from fgrlhf_jax.ppo.models import Architectures, Frozen
 from fgrlhf_jax.ppo.rollout import PPOContext, Prompts
 from fgrlhf_jax.reward_model.model import Normalization
-from fgrlhf_jax.runtime import files, metric_log, multihost, run_dir, sharding
+from fgrlhf_jax.runtime import files, metric_log, multihost, optim, run_dir, sharding
 from fgrlhf_jax.runtime.memory import release_unused
 from fgrlhf_jax.runtime.optim import TrainState
 from fgrlhf_jax.training import correction, setup
@@ -139,7 +139,7 @@ class PPOTrainer:
         """Loads the frozen models, compiles, and evaluates the policy before PPO."""
         config, memory = self.config, self.memory
         _ = self.frozen
-        compiled = {name: p.lower().compile() for name, p in self.programs.items()}
+        compiled = optim.compile_all({name: p.lower() for name, p in self.programs.items()})
         release_unused()
         multihost.wait_for_all()
         generation_mesh = programs.generation_mesh(config, self.mesh)

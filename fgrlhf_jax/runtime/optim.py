@@ -2,7 +2,8 @@
 
 import re
 from collections.abc import Callable
-from typing import NamedTuple
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -126,11 +127,11 @@ def abstract_state(params: dict, optimizer, mesh: Mesh) -> TrainState:
     return TrainState(params, sharding.abstract(jax.eval_shape(optimizer.init, params), mesh))
 
 
-def compile_step(step: Callable, abstract: TrainState, batch: dict, mesh: Mesh, *frozen: dict):
-    """Compiles a train step ``(state, batch, *frozen) -> (state, metrics)`` ahead of time.
+def lower_step(step: Callable, abstract: TrainState, batch: dict, mesh: Mesh, *frozen: dict):
+    """Lowers a train step ``(state, batch, *frozen) -> (state, metrics)``, to be compiled.
 
-    The returned executable accepts exactly these shapes and never recompiles; the state is donated.
-    It adds ``update_rms`` to the metrics.
+    The executable accepts exactly these shapes and never recompiles; the state is donated. It adds
+    ``update_rms`` to the metrics.
 
     Args:
       abstract: from :func:`abstract_state`.
@@ -146,4 +147,11 @@ def compile_step(step: Callable, abstract: TrainState, batch: dict, mesh: Mesh, 
     replicated = NamedSharding(mesh, PartitionSpec())
     jitted = jax.jit(step_with_rms, donate_argnums=0, out_shardings=(layout, replicated))
     with jax.set_mesh(mesh):
-        return jitted.lower(abstract, batch, *frozen).compile()
+        return jitted.lower(abstract, batch, *frozen)
+
+
+def compile_all(lowered: dict[Any, jax.stages.Lowered]) -> dict[Any, jax.stages.Compiled]:
+    """Compiles all programs at once, one in a thread: XLA uses little more than a core for each."""
+    with ThreadPoolExecutor(len(lowered)) as pool:
+        compiled = pool.map(lambda program: program.compile(), lowered.values())
+        return dict(zip(lowered, compiled, strict=True))

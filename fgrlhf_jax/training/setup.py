@@ -154,6 +154,6 @@ def digest(sets: list[list]) -> str:
     for rows in sets:
         digest.update(np.array(len(rows)).tobytes())
         for row in rows:
-            for value in vars(row).values():
-                digest.update(np.asarray(value).tobytes())
+            for field in dataclasses.fields(row):
+                digest.update(np.asarray(getattr(row, field.name)).tobytes())
     return digest.hexdigest()[:16]

@@ -228,7 +228,8 @@ class SupervisedTrainer:
         return width, {n: x.reshape(-1, size, *x.shape[1:]) for n, x in padded.items()}
 
     def initial_params(self) -> dict:
-        return self.load_params(self.config, self.model, self.params)
+        with jax.set_mesh(self.mesh):  # else a second call would compile all programs again
+            return self.load_params(self.config, self.model, self.params)
 
     @functools.cached_property
     def frozen_params(self) -> dict:
@@ -272,15 +273,17 @@ class SupervisedTrainer:
         if self.reference_logprobs and not start:
             self.memory |= self.reference_logprobs(self.all_params(state.params))
         step_of_width = {width: step for step, (width, _) in enumerate(self.plan(0)[: self.steps])}
+        lowered = {}
         for step in step_of_width.values():
             width, batch = self.batch(step)
-            self.compiled[width] = self.compile(sharding.put_batch(batch, self.mesh, axis=1))
+            lowered[width] = self.lower(sharding.put_batch(batch, self.mesh, axis=1))
+        self.compiled = optim.compile_all(lowered)
         release_unused()
         return {}
 
-    def compile(self, batch: dict):
-        """The train step for batches of one shape, see ``optim.compile_step``."""
-        return optim.compile_step(self.train_step, self.abstract, batch, self.mesh, self.frozen)
+    def lower(self, batch: dict):
+        """The train step for batches of one shape, see ``optim.lower_step``."""
+        return optim.lower_step(self.train_step, self.abstract, batch, self.mesh, self.frozen)
 
     def update(self, state: TrainState, step: int) -> tuple[TrainState, dict]:
         width, batch = self.batch(step)

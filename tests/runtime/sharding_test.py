@@ -20,7 +20,7 @@ from fgrlhf_jax.models.sizes import SIZES
 from fgrlhf_jax.reward_model.modules import make_module
 from fgrlhf_jax.reward_model.train import pair_losses
 from fgrlhf_jax.runtime import optim, sharding
-from fgrlhf_jax.runtime.optim import abstract_state, compile_step
+from fgrlhf_jax.runtime.optim import abstract_state, lower_step
 from fgrlhf_jax.training import sft
 from fgrlhf_jax.training.supervised import train_step
 
@@ -100,7 +100,7 @@ def two_steps(shape: str, loss: str) -> Run:
         if step is None:
             losses = functools.partial(pair_losses, model=model, loss=loss, **WEIGHTS)
             update = functools.partial(train_step, losses=losses, optimizer=optimizer)
-            step = compile_step(update, abstract, batch, mesh)
+            step = lower_step(update, abstract, batch, mesh).compile()
         state, metrics = step(state, batch)
         history.append({name: float(value) for name, value in metrics.items()})
     return Run(abstract, state, history)
@@ -142,7 +142,8 @@ def test_a_look_up_gathers_neither_the_batch_nor_the_vocabulary():
     batch |= {name: np.zeros((2, 8, 16), bool) for name in ("mask_BS", "response_BT")}
     batch["columns_BT"] = batch["tokens_BS"]
     step = functools.partial(train_step, optimizer=optimizer, **sft.objective(model))
-    text = compile_step(step, abstract, sharding.put_batch(batch, mesh, axis=1), mesh).as_text()
+    lowered = lower_step(step, abstract, sharding.put_batch(batch, mesh, axis=1), mesh)
+    text = lowered.compile().as_text()
     gathered = re.findall(r"= \w+\[([\d,]*)\]\S* all-gather\(", text)
     assert "32,32" in gathered  # half of the vocabulary of 64
     assert not [shape for shape in gathered if shape.startswith("64,") or shape.count(",") == 2]
