@@ -75,8 +75,8 @@ def describe(
     held_out = config.files.test or config.files.edits_validation
     if not held_out and (few := round(distinct / 20)) < MIN_PROMPTS:
         lines.append(
-            f"of {distinct} prompts about {few} will judge, too few to show much; give "
-            "--config.files.test=FILE of prompts, which need no responses"
+            f"of {distinct} prompts about {few} are held out for the report, too few to show much; "
+            "give --config.files.test=FILE of prompts, which need no responses"
         )
     return lines
 

@@ -220,7 +220,7 @@ def _note(folder: Path, architecture: str, config: dict, has_template: bool, bas
     folder = f"{folder}: adapter of {base}," if base else f"{folder}:"
     if architecture == STATE_ACTION:
         return (
-            f"{folder} token rewards of state and action, in a form of our own; "
+            f"{folder} a reward model whose head reads state and action, in a form of our own; "
             f"{library} has no class for it and refuses to load it, so use fgrlhf_jax"
         )
     if base.endswith(".gguf"):

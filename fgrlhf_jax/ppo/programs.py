@@ -144,7 +144,9 @@ def check_sizes(config: ConfigDict, mesh: Mesh) -> None:
     for name, divisor in itertools.pairwise(names):
         size = config[divisor] or micro_batch
         if config[name] % size:
-            raise InputError(f"{name}={config[name]} is not a multiple of {divisor}={size}")
+            raise InputError(
+                f"{name}={config[name]} is not a multiple of {divisor}={size}; change one of them"
+            )
     decoding = generation_mesh(config, mesh)
     sharding.check_batch(decoding, config.rollout_batch_size, "rollout_batch_size")
 

@@ -89,7 +89,7 @@ _OPTIONAL_COLUMNS = {  # optional columns of Table 1: head, function that format
         "Seconds",
         functools.partial(number, digits=0),
         "Seconds of training: the arm with its reward model and the arms that it starts from, "
-        "without the common start{at_once}.",
+        "with start-up and compilation but without the common start{at_once}.",
     ),
 }
 

@@ -37,7 +37,7 @@ def answer_questions(report: dict) -> dict:
             "part of a gain at T = 1 may be sharpening."
         )
     faster = [_faster_line(report, test) for test in report["speed"]]
-    missing = "" if faster else "No two arms to compare have learning curves."
+    missing = "" if faster else "Only arms of the paper are compared in speed; two are needed."
     return {
         "better": {
             "question": f"Which arm aligns better{where}?",

@@ -156,7 +156,7 @@ def test_truncation_and_few_test_prompts_are_reported_first():
     text = lines()
     for line in ("100 edits; ", "max_prompt_length=12: 50 % of", "max_new_tokens=22: 100 % of"):
         assert line in text
-    assert "of 100 prompts about 5 will judge" in text
+    assert "of 100 prompts about 5 are held out for the report" in text
     wide = ("--config.max_prompt_length=99", "--config.max_new_tokens=99")
     assert len(lines(*wide, "--config.files.test=prompts.jsonl").splitlines()) == 1
     with pytest.raises(InputError, match=r"template 'alpaca' alone .*compare\.py:tiny\|cad"):
