@@ -9,6 +9,7 @@ from fgrlhf_jax.data import sources
 from fgrlhf_jax.data.records import prompt_text
 from fgrlhf_jax.functional import win_rate
 from fgrlhf_jax.pipeline.arms import BASE, ORACLE
+from fgrlhf_jax.report import repetition
 from fgrlhf_jax.runtime import run_dir
 from fgrlhf_jax.runtime.files import read_json, read_jsonl
 
@@ -77,6 +78,8 @@ def read_run(seed_dir: Path, arm: str) -> dict:
             "lengths": [response["length"] for response in responses],
             "unfinished": sum(not r["finished"] for r in responses) / len(responses),
             "words_to_change": [r["words_to_change"] for r in responses if "words_to_change" in r],
+            "repeated": [repetition.repeated(r["output"]) for r in responses],
+            "copied": [repetition.copied(r["output"], r["instruction"]) for r in responses],
         }
     return run
 

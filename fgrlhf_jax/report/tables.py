@@ -27,7 +27,8 @@ class Section(NamedTuple):
 
 def sections(report: dict) -> list[Section]:
     """All sections that have rows, in display order."""
-    tables = (_table1, _differences, _corrections, _table2, _curves, _table3, _final, _stages)
+    tables = (_table1, _differences, _responses, _corrections, _table2)
+    tables += (_curves, _table3, _final, _stages)
     return [section for section in (table(report) for table in tables) if section.rows]
 
 
@@ -150,6 +151,27 @@ def _differences(report: dict) -> Section:
     )
     head = ["Arm", "Against", "Points, T = 1", "Points, greedy"]
     return Section("differences", "Arm against arm", text, head, rows)
+
+
+_SIGNS = ("unfinished", "repeated", "copied")
+
+
+def _responses(report: dict) -> Section:
+    columns = [(sign, prefix) for sign in _SIGNS for prefix in ("", "greedy_")]
+    rows = [
+        [report["labels"]["arms"][name], *(percent(row[f"{p}{sign}"]) for sign, p in columns)]
+        for name, row in report["table1"].items()
+    ]
+    text = (
+        "Signs that responses are no answers, which a judge may like all the same. Unfinished: "
+        "share of responses without an end. Repeated: share of their sequences of four words that "
+        "stood in the same response before. Copied: share that stands in the prompt. Compare with "
+        "the model that all arms start from, and read the responses."
+    )
+    heads = (f"{s.capitalize()}, {'greedy' if p else 'T = 1'}" for s, p in columns)
+    is_known = any(row["repeated"] is not None for row in report["table1"].values())
+    title = "Do the responses end, and are they more than repetition?"
+    return Section("responses", title, text, ["Arm", *heads], rows if is_known else [])
 
 
 _CORRECTIONS = {  # column: its head and the function that formats a cell

@@ -12,9 +12,15 @@ from fgrlhf_jax.report.speed import CRITERIA, SIGNIFICANCE
 
 NONE = "–"
 DECODINGS = ("sampled", "greedy")
-BASELINE, TOKEN = "ppo_rlhf", "fine_grained_token"
+START, BASELINE, TOKEN = "sft", "ppo_rlhf", "fine_grained_token"
 RIVALS = (BASELINE, "fine_grained", "sft_edits")  # arms to compare the token arm with
 _NONE_SHOWN = "no difference shown"
+_SIGNS = {  # of responses that are no answers, as shares, by column of the report's table1
+    "unfinished": "of responses have no end",
+    "repeated": "of four-word sequences are repetitions",
+    "copied": "of four-word sequences stand in the prompt",
+}
+_SIGNS_RISE = 0.1  # over the start's share; from here on the recommendation warns
 _WORDS = {1: "better", 0: "within noise", -1: "worse"}
 _CRITERIA = ("to 80 % of its own gain", "to 95 % of it", "to the fixed {judge} score {target}")
 
@@ -30,7 +36,7 @@ def answer_questions(report: dict) -> dict:
     if one_seed and (report["judge"] or report["differences"]):
         remarks.append("One seed is no evidence: another may reverse the result.")
     # Greedy decoding alone may raise the win rate of the untrained start.
-    rate = report["table1"].get("sft", {}).get("greedy_win_rate")
+    rate = report["table1"].get(START, {}).get("greedy_win_rate")
     if rate is not None and rate > 0.55:
         remarks.append(
             f"Greedy responses of the SFT model win {100 * rate:.1f} % against its own samples: "
@@ -94,7 +100,21 @@ def recommend(differences: list[dict], table: dict[str, dict]) -> dict[str, str 
     why += f"; of the {len(table) - 1} others it beats {sampled} at T = 1 and {greedy} greedily"
     if table[arm].get("seeds", 1) < 2:
         why += ". One seed: another seed may reverse this"
+    if warning := _warn(table[arm], table.get(START, {})):
+        why += f". Read its responses before you take it: {warning}"
     return {"arm": arm, "why": why}
+
+
+def _warn(row: Mapping, start: Mapping) -> str:
+    """Says which signs of responses that are no answers an arm has more than the start; or ""."""
+    words = []
+    for sign, what in _SIGNS.items():
+        for prefix, decoding in (("", "at T = 1"), ("greedy_", "greedily")):
+            share, before = (of.get(f"{prefix}{sign}") for of in (row, start))
+            if None not in (share, before) and share >= before + _SIGNS_RISE:
+                percents = f"{100 * share:.0f} % {what} (the start: {100 * before:.0f} %)"
+                words.append(f"{decoding} {percents}")
+    return ", ".join(words)
 
 
 def lead(interval: Mapping[str, float]) -> int:
@@ -118,7 +138,7 @@ def _better_lines(report: dict) -> list[dict]:
         known[pair["against"], pair["arm"]] = [_reversed(pair[decoding]) for decoding in DECODINGS]
     key = "win_rate" if report["judge"] else "correction_accuracy"
     others = sorted((arm for arm in table if arm != best), key=lambda arm: -(table[arm][key] or 0))
-    pairs = [*((best, rival) for rival in (*others[:2], "sft_edits", BASELINE, "sft"))]
+    pairs = [*((best, rival) for rival in (*others[:2], "sft_edits", BASELINE, START))]
     pairs += [(TOKEN, rival) for rival in RIVALS]
     lines = []
     for pair in dict.fromkeys(pairs):

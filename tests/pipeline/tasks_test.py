@@ -185,7 +185,8 @@ def write_runs(path, arms) -> None:
     rewarded = [name for name, arm in make_config().arms.items() if arm.reward]
     for seed, arm in itertools.product(range(2), [*arms, "reference"]):
         answers = [
-            {"output": f"{arm} {n}", "length": 5, "finished": n != 3}
+            {"output": f"{arm} {n} of all", "length": 5, "finished": n != 3}
+            | {"instruction": f"say {arm} {n} of all" if n < 3 else "say"}
             | {"score": (n % 7) / 7 + (arm == "ppo_rlhf")}
             for n in range(30)
         ]
@@ -224,12 +225,13 @@ def test_the_report_reads_the_files_of_all_stages(folder):
     assert gather(config, path, arms, {})["judge"] == "judge:judge"
     assert (row["kl"], row["correction_accuracy"]) == (1.5, 0.7)
     assert row["unfinished"] == pytest.approx(1 / 30)
+    assert (row["repeated"], row["copied"]) == (0, pytest.approx(3 / 30))
     assert content["table2"]["rm"]["edits"]["accuracy"] == pytest.approx(0.8)
     assert content["table3"]["ppo_rlhf"]["seconds_per_step"] == pytest.approx(2.0)
     assert content["curves"]["ppo_rlhf"]["seconds"] == pytest.approx([2.0, 4.0, 6.0, 8.0])
     assert len(content["samples"]) == 30
     prompt = sources.read(str(path / "data" / "test.jsonl"))[1].instruction
-    won = {"text": "ppo_rlhf 1", "score": pytest.approx(8 / 7), "outcome": 1.0}
+    won = {"text": "ppo_rlhf 1 of all", "score": pytest.approx(8 / 7), "outcome": 1.0}
     assert content["samples"][1]["prompt"] == prompt
     assert content["samples"][1]["by"]["ppo_rlhf"] == won
     json.loads(to_json(content))

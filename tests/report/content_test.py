@@ -198,6 +198,26 @@ def test_non_finite_numbers_become_null():
         assert "nan" not in page.replace("dominant", "").replace("final", "")
 
 
+def test_signs_of_responses_that_are_no_answers():
+    study = make_study(1)
+    for decoding, share in (("sampled", 0.25), ("greedy", 0.75)):
+        signs = {"repeated": [share, 1.0] * 32, "copied": [0.0, share] * 32}
+        for arm in study["arms"].values():
+            arm["runs"][0][decoding] |= signs
+    report = build_report(study)
+    section = next(s for s in sections(report) if s.key == "responses")
+    assert section.head[0] == "Arm"
+    cells = dict(zip(section.head[1:], section.rows[0][1:], strict=True))
+    assert cells == {
+        "Unfinished, T = 1": "25.0 %",
+        "Unfinished, greedy": "25.0 %",
+        "Repeated, T = 1": "62.5 %",
+        "Repeated, greedy": "87.5 %",
+        "Copied, T = 1": "12.5 %",
+        "Copied, greedy": "37.5 %",
+    }
+
+
 def test_runs_on_other_prompts_are_refused():
     study = make_study(1)
     study["arms"]["fine_grained"]["runs"][0]["greedy"]["outcome"].pop()

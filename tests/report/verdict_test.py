@@ -69,6 +69,26 @@ def test_if_every_arm_is_beaten_the_least_beaten_is_recommended():
     assert advice["why"].startswith("every arm is beaten by another")
 
 
+def test_a_recommended_arm_whose_responses_repeat_is_warned_about():
+    """Compared with the start: ten points more of a sign, in either decoding."""
+    table = make_table(1, 5)
+    table["a"] |= {"unfinished": 0.98, "greedy_repeated": 0.45, "copied": 0.09}
+    start = {"unfinished": 0.90, "greedy_repeated": 0.125, "copied": 0.0}
+    pairs = [make_difference("a", "b", (1, 2))]
+    known = recommend(pairs, table | {"sft": table["b"] | start})
+    assert known["arm"] == "a"
+    assert known["why"].endswith(
+        ". Read its responses before you take it: greedily 45 % of four-word sequences are "
+        "repetitions (the start: 12 %)"
+    )
+    table["a"] |= {"greedy_repeated": 0.2, "unfinished": 1.0}
+    text = recommend(pairs, table | {"sft": table["b"] | start})["why"]
+    assert text.endswith("it: at T = 1 100 % of responses have no end (the start: 90 %)")
+    table["a"]["unfinished"] = 0.9
+    for unknown in (table["b"] | start, table["b"]):
+        assert "Read" not in recommend(pairs, table | {"sft": unknown})["why"]
+
+
 def test_without_a_judge_correction_accuracy_decides():
     """By the same rule; among arms that are beaten equally often the most accurate wins."""
     table = {name: {"correction_accuracy": 0.1 * k, "seeds": 3} for k, name in enumerate("abc")}
