@@ -53,17 +53,18 @@ def main(config) -> None:
         print(f"{truncated} prompts or responses were truncated", file=sys.stderr)
     if output.suffix == ".jsonl":
         write_jsonl(output, map(add_rewards, rows, scored))
-        return
     views = [*map(view, inputs, scored)]
     if output.suffix == ".html":
         title = f"Token rewards: {config.reward_model} on {config.input}"
         write_text(output, heatmap.to_html(views, title=title))
     elif output.suffix == ".svg":
         write_text(output, heatmap.to_svg(views))
-    else:
-        limit = heatmap.colour_limit(views)
-        for row in views:
-            print(heatmap.to_terminal(row, colour=sys.stdout.isatty(), limit=limit))
+    if config.output:
+        print(f"{len(rows)} rows with token rewards in {output}")
+        return
+    limit = heatmap.colour_limit(views)
+    for row in views:
+        print(heatmap.to_terminal(row, colour=sys.stdout.isatty(), limit=limit))
 
 
 def view(record: records.Record, responses: list[ScoredResponse]) -> dict:

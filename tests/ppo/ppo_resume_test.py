@@ -128,3 +128,16 @@ def test_killed_and_resumed(ppo_run, world, run, tmp_path):
     run_dir = tmp_path / "run"
     ppo_cases.run_until_killed(ppo_cases.fields(world, run_dir), tmp_path / "log")
     same_run(run(run_dir), ppo_run)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("algorithm", ["rloo", "grpo", "distill"])
+def test_without_a_critic_killed_and_resumed(algorithm, world, run, tmp_path):
+    changes = {"algorithm": algorithm}
+    if algorithm == "distill":
+        changes |= {"reward_model": f"{world.policy}:{world.policy}:0", "kl__target": 0.0}
+    else:
+        changes |= {"samples_per_prompt": 4}
+    fields = ppo_cases.fields(world, tmp_path / "killed", **changes)
+    ppo_cases.run_until_killed(fields, tmp_path / "log")
+    same_run(*(run(tmp_path / name, **changes) for name in ("killed", "whole")))
