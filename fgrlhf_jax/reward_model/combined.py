@@ -44,17 +44,21 @@ class LogRatio(nn.Module):
 
     For a DPO policy and its reference this is, up to DPO's beta, the token reward of RTO (Zhong et
     al. 2024, arXiv:2404.18922): DPO's implicit reward of a response, split over its tokens. A token
-    with nothing before it has reward 0. With w = 0, distillation sharpens the policy: its target is
-    the policy at temperature beta / (1 + beta).
+    with nothing before it has reward 0. Without a reference (w = 0), distillation sharpens the
+    policy: its target is the policy at temperature beta / (1 + beta).
     """
 
     policy: CausalLM
-    reference: CausalLM
+    reference: CausalLM | None
     reference_weight: float = 1.0
 
     @property
+    def models(self) -> tuple[CausalLM, ...]:
+        return (self.policy, self.reference) if self.reference else (self.policy,)
+
+    @property
     def cfg(self) -> LlamaConfig:
-        return common_cfg(self.policy, self.reference)
+        return common_cfg(*self.models)
 
     def __call__(self, tokens_BS, positions_BS, attend, previous_BS=None) -> jax.Array:
         hidden_BSD = state_before(self.backbone(tokens_BS, positions_BS, attend), previous_BS)
@@ -65,22 +69,16 @@ class LogRatio(nn.Module):
         return jnp.where(positions_BS > 0, self._ratio(*logprobs), 0.0)
 
     def backbone(self, *inputs) -> jax.Array:
-        """The states of the models that are used, side by side."""
-        return jnp.concatenate([model.backbone(*inputs) for model in self._used()], axis=-1)
+        """The states of both models, side by side."""
+        return jnp.concatenate([model.backbone(*inputs) for model in self.models], axis=-1)
 
     def next_tokens(self, hidden_BSD: jax.Array) -> jax.Array:
         """r_BSV, the reward that every next token would get in these states."""
         return self._ratio(*map(jax.nn.log_softmax, self._logits(hidden_BSD)))
 
-    def _used(self) -> tuple[CausalLM, ...]:
-        """Both models, but without a weight the policy alone; both when parameters are made."""
-        models = self.policy, self.reference
-        return models if self.reference_weight or self.is_initializing() else models[:1]
-
     def _logits(self, hidden_BSD: jax.Array) -> list[jax.Array]:
-        models = self._used()
-        borders = [self.policy.cfg.hidden_size][: len(models) - 1]
-        pairs = zip(models, jnp.split(hidden_BSD, borders, axis=-1), strict=True)
+        borders = [self.policy.cfg.hidden_size] if self.reference else []
+        pairs = zip(self.models, jnp.split(hidden_BSD, borders, axis=-1), strict=True)
         return [model.next_tokens(state_BSD) for model, state_BSD in pairs]
 
     def _ratio(self, policy: jax.Array, *reference: jax.Array) -> jax.Array:
@@ -96,7 +94,7 @@ def models_of(module: RewardModule) -> tuple:
         case Ensemble():
             return module.members
         case LogRatio():
-            return module.policy, module.reference
+            return module.models
     return (module,)
 
 

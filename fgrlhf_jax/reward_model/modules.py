@@ -172,7 +172,8 @@ def _read_ratio(path: str, folders: list[str], compute: dict) -> tuple[LogRatio,
             f"{' and '.join(sft_templates)}; give models of the same one"
         )
     _check_tokenizers(folders)
-    module = LogRatio(*modules, float(weight))
+    policy, reference = modules
+    module = LogRatio(policy, reference if float(weight) else None, float(weight))
     data = {
         "template": sft_templates[0] or sft_templates[1],
         "max_length": module.cfg.max_position,
@@ -199,4 +200,5 @@ def load_params(path: str | os.PathLike, abstract: dict) -> dict:
         return hf_load.load_params(path, abstract)
     ratio, members = ("policy", "reference"), [f"members_{n}" for n in range(len(folders))]
     parts = zip(ratio if "policy" in abstract else members, folders, strict=True)
-    return {name: hf_load.load_params(folder, abstract[name]) for name, folder in parts}
+    # A log-ratio without a reference does not read its folder.
+    return {n: hf_load.load_params(p, abstract[n]) for n, p in parts if n in abstract}

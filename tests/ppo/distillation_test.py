@@ -109,11 +109,12 @@ def test_predictions_and_gradients_are_those_of_whole_logits():
 @pytest.mark.parametrize("weight", [0.0, 0.7])
 def test_a_log_ratio_is_the_reward_of_every_next_token(weight):
     """Without a reference (weight 0) the target is the policy at temperature beta / (1 + beta)."""
-    ratio = LogRatio(POLICY, heads.CausalLM(tiny_cases.CFG), weight)
+    ratio = LogRatio(POLICY, heads.CausalLM(tiny_cases.CFG) if weight else None, weight)
     models, beta = MODELS._replace(reward_model=ratio), 0.6
     settings = dataclasses.replace(SETTINGS, temperature=1.0)
     params = {"policy": FROZEN.reference, "reference": tiny_cases.parameters(POLICY, 5)}
-    target = Target(FROZEN.reference, params, jnp.float32(beta))
+    used = params if weight else {"policy": params["policy"]}
+    target = Target(FROZEN.reference, used, jnp.float32(beta))
     learner = {"policy": FROZEN.reference}
     found = scoring.predict(learner, ROWS, target, models=models, settings=settings)
 
@@ -127,16 +128,17 @@ def test_a_log_ratio_is_the_reward_of_every_next_token(weight):
     np.testing.assert_allclose(
         found.target_kl_BT, np.take_along_axis(kl, before, axis=1), rtol=1e-4, atol=1e-5
     )
-    reward_BS = ratio.apply(lora.variables(params), *inputs)[:, 1:]
+    reward_BS = ratio.apply(lora.variables(used), *inputs)[:, 1:]
     every = (policy - weight * reference)[:, :-1]
     wanted = np.take_along_axis(every, ROWS.tokens_BS[:, 1:, None], axis=2)[..., 0]
     wanted = np.where(ROWS.mask_BS[:, 1:], wanted, reward_BS)
     np.testing.assert_allclose(reward_BS, wanted, rtol=1e-4, atol=1e-5)
 
 
-def test_an_update_by_a_log_ratio_runs_three_forward_passes_of_policies():
-    """Policy forward and backward is three too, which is all that an update of RLOO needs."""
-    ratio = LogRatio(POLICY, heads.CausalLM(tiny_cases.CFG), 0.5)
+@pytest.mark.parametrize("references", [1, 0])
+def test_an_update_by_a_log_ratio_runs_forward_passes_of_policies(references):
+    """Those of the ratio and of the reference. Policy forward and backward is three, as in RLOO."""
+    ratio = LogRatio(POLICY, heads.CausalLM(tiny_cases.CFG) if references else None, 0.5)
     models = MODELS._replace(reward_model=ratio)
     distill, rloo = (
         model_flops(
@@ -144,7 +146,8 @@ def test_an_update_by_a_log_ratio_runs_three_forward_passes_of_policies():
         )
         for name in ("distill", "rloo")
     )
-    assert distill["update"] == pytest.approx(2 * rloo["update"], rel=1e-12)
+    passes = 3 + 2 + references
+    assert distill["update"] == pytest.approx(passes / 3 * rloo["update"], rel=1e-12)
     assert distill["score_rollout"] == rloo["score_rollout"]
 
 

@@ -86,10 +86,12 @@ def logprobs(name: str, ids: list[int]) -> np.ndarray:
     return logits_SV[np.arange(len(ids) - 1), ids[1:]]
 
 
-@pytest.mark.parametrize(("weight", "side"), [("", "right"), (":0.75", "left")])
+@pytest.mark.parametrize(("weight", "side"), [("", "right"), (":0.75", "left"), (":0", "left")])
 def test_a_ratio_is_the_log_probabilities_of_two_language_models(folders, weight, side):
+    """Without a weight the second one is not loaded."""
     model = RewardModel.load(named(folders, f"<policy>:<reference>{weight}"))
     scale = float(weight[1:] or 1)
+    assert model.params.keys() == ({"policy", "reference"} if scale else {"policy"})
     for ids, got in zip(ROWS, rewards(model, side), strict=True):
         want = logprobs("policy", ids) - scale * logprobs("reference", ids)
         np.testing.assert_allclose(got, [0, *want], atol=2e-5)
