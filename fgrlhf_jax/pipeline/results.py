@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from pathlib import Path
+from statistics import fmean
 
 from ml_collections import ConfigDict
 
@@ -78,8 +79,9 @@ def read_run(seed_dir: Path, arm: str) -> dict:
             "lengths": [response["length"] for response in responses],
             "unfinished": sum(not r["finished"] for r in responses) / len(responses),
             "words_to_change": [r["words_to_change"] for r in responses if "words_to_change" in r],
-            "repeated": [repetition.repeated(r["output"]) for r in responses],
-            "copied": [repetition.copied(r["output"], r["instruction"]) for r in responses],
+            "repeated": fmean(repetition.repeated(r["output"]) for r in responses),
+            "copied": fmean(repetition.copied(r["output"], r["instruction"]) for r in responses),
+            "same_opening": repetition.same_opening([r["output"] for r in responses]),
         }
     return run
 

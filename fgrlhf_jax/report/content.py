@@ -124,9 +124,8 @@ def _table1_row(runs: list[dict]) -> dict:
         row[f"{prefix}length"], _ = _mean_of_seeds(sets, "lengths")
         strict, _ = _mean_of_seeds(sets, "outcome_greedy_start")
         row[f"{prefix}win_rate_greedy_start"] = strict
-        row[f"{prefix}unfinished"] = _mean_of_runs(sets, "unfinished")
-        for name in ("repeated", "copied"):
-            row[f"{prefix}{name}"], _ = _mean_of_seeds(sets, name)
+        for name in verdict.SIGNS:
+            row[f"{prefix}{name}"] = _mean_of_runs(sets, name)
     return row | {
         "correction_se": corrections.measure_arm(runs)["sampled"]["se"],
         "n": len(runs[0]["sampled"]["outcome"]),

@@ -10,7 +10,7 @@ import numpy as np
 
 from fgrlhf_jax.functional.win_rate import wilson_interval
 from fgrlhf_jax.report.speed import CRITERIA, SIGNIFICANCE
-from fgrlhf_jax.report.verdict import DECODINGS, NONE, describe
+from fgrlhf_jax.report.verdict import DECODINGS, NONE, SIGNS, describe
 
 _CURVE_COLUMNS = 8
 
@@ -153,22 +153,21 @@ def _differences(report: dict) -> Section:
     return Section("differences", "Arm against arm", text, head, rows)
 
 
-_SIGNS = ("unfinished", "repeated", "copied")
-
-
 def _responses(report: dict) -> Section:
-    columns = [(sign, prefix) for sign in _SIGNS for prefix in ("", "greedy_")]
+    decodings = {"": "T = 1", "greedy_": "greedy"}
+    columns = [(f"{prefix}{sign}", sign, prefix) for sign in SIGNS for prefix in decodings]
     rows = [
-        [report["labels"]["arms"][name], *(percent(row[f"{p}{sign}"]) for sign, p in columns)]
+        [report["labels"]["arms"][name], *(percent(row[key]) for key, *_ in columns)]
         for name, row in report["table1"].items()
     ]
     text = (
         "Signs that responses are no answers, which a judge may like all the same. Unfinished: "
         "share of responses without an end. Repeated: share of their sequences of four words that "
-        "stood in the same response before. Copied: share that stands in the prompt. Compare with "
-        "the model that all arms start from, and read the responses."
+        "stood in the same response before. Copied: share that stands in the prompt. Same opening: "
+        "share of responses that begin with the same four words. Compare with the model that all "
+        "arms start from, and read the responses."
     )
-    heads = (f"{s.capitalize()}, {'greedy' if p else 'T = 1'}" for s, p in columns)
+    heads = (f"{s.replace('_', ' ').capitalize()}, {decodings[p]}" for _, s, p in columns)
     is_known = any(row["repeated"] is not None for row in report["table1"].values())
     title = "Do the responses end, and are they more than repetition?"
     return Section("responses", title, text, ["Arm", *heads], rows if is_known else [])

@@ -15,12 +15,13 @@ DECODINGS = ("sampled", "greedy")
 START, BASELINE, TOKEN = "sft", "ppo_rlhf", "fine_grained_token"
 RIVALS = (BASELINE, "fine_grained", "sft_edits")  # arms to compare the token arm with
 _NONE_SHOWN = "no difference shown"
-_SIGNS = {  # of responses that are no answers, as shares, by column of the report's table1
+SIGNS = {  # of responses that are no answers: shares in the report's table1, by name
     "unfinished": "of responses have no end",
     "repeated": "of four-word sequences are repetitions",
     "copied": "of four-word sequences stand in the prompt",
+    "same_opening": "of responses begin with the same four words",
 }
-_SIGNS_RISE = 0.1  # over the start's share; from here on the recommendation warns
+_RISE = 0.1  # of a sign's share over the start's, from which on the recommendation warns
 _WORDS = {1: "better", 0: "within noise", -1: "worse"}
 _CRITERIA = ("to 80 % of its own gain", "to 95 % of it", "to the fixed {judge} score {target}")
 
@@ -108,10 +109,10 @@ def recommend(differences: list[dict], table: dict[str, dict]) -> dict[str, str 
 def _warn(row: Mapping, start: Mapping) -> str:
     """Says which signs of responses that are no answers an arm has more than the start; or ""."""
     words = []
-    for sign, what in _SIGNS.items():
+    for sign, what in SIGNS.items():
         for prefix, decoding in (("", "at T = 1"), ("greedy_", "greedily")):
             share, before = (of.get(f"{prefix}{sign}") for of in (row, start))
-            if None not in (share, before) and share >= before + _SIGNS_RISE:
+            if None not in (share, before) and share >= before + _RISE:
                 percents = f"{100 * share:.0f} % {what} (the start: {100 * before:.0f} %)"
                 words.append(f"{decoding} {percents}")
     return ", ".join(words)

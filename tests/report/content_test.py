@@ -201,7 +201,7 @@ def test_non_finite_numbers_become_null():
 def test_signs_of_responses_that_are_no_answers():
     study = make_study(1)
     for decoding, share in (("sampled", 0.25), ("greedy", 0.75)):
-        signs = {"repeated": [share, 1.0] * 32, "copied": [0.0, share] * 32}
+        signs = {"repeated": share, "copied": share / 2, "same_opening": 1 - share}
         for arm in study["arms"].values():
             arm["runs"][0][decoding] |= signs
     report = build_report(study)
@@ -211,10 +211,12 @@ def test_signs_of_responses_that_are_no_answers():
     assert cells == {
         "Unfinished, T = 1": "25.0 %",
         "Unfinished, greedy": "25.0 %",
-        "Repeated, T = 1": "62.5 %",
-        "Repeated, greedy": "87.5 %",
+        "Repeated, T = 1": "25.0 %",
+        "Repeated, greedy": "75.0 %",
         "Copied, T = 1": "12.5 %",
         "Copied, greedy": "37.5 %",
+        "Same opening, T = 1": "75.0 %",
+        "Same opening, greedy": "25.0 %",
     }
 
 

@@ -24,3 +24,9 @@ def test_copied():
     assert repetition.copied("The cat sat on\nthe mat", prompt) == 1
     assert repetition.copied("Today the cat sat on a chair", prompt) == pytest.approx(1 / 4)
     assert repetition.copied("all day", prompt) == repetition.copied("", prompt) == 0
+
+
+def test_same_opening():
+    responses = ["A fine day it was", "a fine  day it is", "A fine night it was", ""]
+    assert repetition.same_opening(responses) == 2 / 4
+    assert repetition.same_opening(["yes", "Yes", "yes sir"]) == pytest.approx(2 / 3)
