@@ -94,7 +94,7 @@ def write_report(config: ConfigDict, folder: Path, planned: Sequence[Stage], sec
     study["commands"] = {stage.name: stage.shell_command() for stage in planned}
     study["about"] |= {
         "Command": shlex.join(["python", "-m", f"launch.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
-        "Duration": f"{seconds:.0f} s, of this start",
+        "Duration": f"{sum(study['seconds'].values()):.0f} s of stages; this call {seconds:.0f} s",
         "Versions": versions.describe_versions(),
         "Commit": versions.describe_commit() or "not a checkout",
     }

@@ -155,7 +155,7 @@ def mean_over_seeds(values: Sequence[float | None]) -> dict[str, float | int | N
 def smooth(scores: Sequence[float]) -> np.ndarray:
     """Averages each evaluation with its two neighbours, the last one with the one before it.
 
-    The first one is unchanged: it is the policy before training, which all arms share.
+    The first one is unchanged: it is the policy before this training.
     """
     scores = _vector("curve_scores", scores)
     return np.array([scores[0], *(scores[k - 1 : k + 2].mean() for k in range(1, scores.size))])

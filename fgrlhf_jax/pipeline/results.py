@@ -9,8 +9,8 @@ from ml_collections import ConfigDict
 from fgrlhf_jax.data import sources
 from fgrlhf_jax.data.records import prompt_text
 from fgrlhf_jax.functional import win_rate
+from fgrlhf_jax.pipeline import repetition
 from fgrlhf_jax.pipeline.arms import BASE, ORACLE
-from fgrlhf_jax.report import repetition
 from fgrlhf_jax.runtime import run_dir
 from fgrlhf_jax.runtime.files import read_json, read_jsonl
 
@@ -73,15 +73,16 @@ def read_run(seed_dir: Path, arm: str) -> dict:
     }
     for decoding in DECODINGS:
         responses = answers[decoding]
+        texts, prompts = ([r[key] for r in responses] for key in ("output", "instruction"))
         run[decoding] = {
             "scores": [response["score"] for response in responses],
             **{name: _outcomes(responses, other) for name, other in references.items()},
             "lengths": [response["length"] for response in responses],
             "unfinished": sum(not r["finished"] for r in responses) / len(responses),
             "words_to_change": [r["words_to_change"] for r in responses if "words_to_change" in r],
-            "repeated": fmean(repetition.repeated(r["output"]) for r in responses),
-            "copied": fmean(repetition.copied(r["output"], r["instruction"]) for r in responses),
-            "same_opening": repetition.same_opening([r["output"] for r in responses]),
+            "repeated": fmean(map(repetition.repeated, texts)),
+            "copied": fmean(map(repetition.copied, texts, prompts)),
+            "same_phrase": repetition.same_phrase(texts, prompts),
         }
     return run
 

@@ -163,9 +163,10 @@ def _responses(report: dict) -> Section:
     text = (
         "Signs that responses are no answers, which a judge may like all the same. Unfinished: "
         "share of responses without an end. Repeated: share of their sequences of four words that "
-        "stood in the same response before. Copied: share that stands in the prompt. Same opening: "
-        "share of responses that begin with the same four words. Compare with the model that all "
-        "arms start from, and read the responses."
+        "stood in the same response before. Copied: share of them that stand in the prompt, which "
+        "is no fault where the prompt asks for it. Same phrase: share of responses that contain "
+        "the same four words, which are not in the prompt. Compare with the model that all arms "
+        "start from, and read the responses (seed_0/answers)."
     )
     heads = (f"{s.replace('_', ' ').capitalize()}, {decodings[p]}" for _, s, p in columns)
     is_known = any(row["repeated"] is not None for row in report["table1"].values())
@@ -203,7 +204,10 @@ def _corrections(report: dict) -> Section:
     if "words_sampled" in shown:
         text += " Words left: words per response that an editor would still change."
     if "fluency_sampled" in shown:
-        text += " Fluency: log-probability per token of responses under a model not trained here."
+        text += (
+            " Fluency: log-probability per token of responses under a model not trained here; "
+            "compare with the start. Higher is not better: repeated and stock phrases are likely."
+        )
     known = [f"{number(ranks[d], digits=2)} {d}" for d in DECODINGS if ranks[d] is not None]
     if known:
         text += (

@@ -19,7 +19,7 @@ SIGNS = {  # of responses that are no answers: shares in the report's table1, by
     "unfinished": "of responses have no end",
     "repeated": "of four-word sequences are repetitions",
     "copied": "of four-word sequences stand in the prompt",
-    "same_opening": "of responses begin with the same four words",
+    "same_phrase": "of responses contain the same four words",
 }
 _RISE = 0.1  # of a sign's share over the start's, from which on the recommendation warns
 _WORDS = {1: "better", 0: "within noise", -1: "worse"}
@@ -27,7 +27,10 @@ _CRITERIA = ("to 80 % of its own gain", "to 95 % of it", "to the fixed {judge} s
 
 
 def answer_questions(report: dict) -> dict:
-    """Answers ``better`` and ``faster``: a question, lines of ``arm`` and ``text``, and a text."""
+    """Answers ``better``, ``faster`` and ``signs``, the latter if the shares of SIGNS are known.
+
+    An answer has a question, lines of ``arm`` and ``text``, and a text.
+    """
     one_seed = report["seeds"] < 2
     where = " in this one seed" if one_seed else ""
     remarks = []
@@ -40,19 +43,33 @@ def answer_questions(report: dict) -> dict:
     rate = report["table1"].get(START, {}).get("greedy_win_rate")
     if rate is not None and rate > 0.55:
         remarks.append(
-            f"Greedy responses of the SFT model win {100 * rate:.1f} % against its own samples: "
-            "part of a gain at T = 1 may be sharpening."
+            f"Greedy responses of “{report['labels']['arms'][START]}” win {100 * rate:.1f} % "
+            "against its own samples: part of a gain at T = 1 may be sharpening."
         )
     faster = [_faster_line(report, test) for test in report["speed"]]
-    missing = "" if faster else "Only arms of the paper are compared in speed; two are needed."
-    return {
+    compared = f"Speed is compared only between {TOKEN} and {BASELINE}, fine_grained or sft_edits."
+    answer = {
         "better": {
             "question": f"Which arm aligns better{where}?",
             "lines": _better_lines(report),
             "text": " ".join(remarks),
         },
-        "faster": {"question": f"Which arm is faster{where}?", "lines": faster, "text": missing},
+        "faster": {
+            "question": f"Which arm is faster{where}?",
+            "lines": faster,
+            "text": "" if faster else compared,
+        },
     }
+    table, labels = report["table1"], report["labels"]["arms"]
+    if all(row["repeated"] is None for row in table.values()):
+        return answer
+    found = {arm: signs for arm in table if (signs := _signs(table, arm))}
+    answer["signs"] = {
+        "question": "Whose responses should be read before their numbers are trusted?",
+        "lines": [{"arm": labels[arm], "text": signs} for arm, signs in found.items()],
+        "text": "" if found else "No arm has ten points more of a sign than before training.",
+    }
+    return answer
 
 
 def recommend(differences: list[dict], table: dict[str, dict]) -> dict[str, str | None]:
@@ -101,19 +118,19 @@ def recommend(differences: list[dict], table: dict[str, dict]) -> dict[str, str 
     why += f"; of the {len(table) - 1} others it beats {sampled} at T = 1 and {greedy} greedily"
     if table[arm].get("seeds", 1) < 2:
         why += ". One seed: another seed may reverse this"
-    if warning := _warn(table[arm], table.get(START, {})):
-        why += f". Read its responses before you take it: {warning}"
+    if signs := _signs(table, arm):
+        why += f". But read its responses first (seed_0/answers/{arm}.json): {signs}"
     return {"arm": arm, "why": why}
 
 
-def _warn(row: Mapping, start: Mapping) -> str:
-    """Says which signs of responses that are no answers an arm has more than the start; or ""."""
-    words = []
+def _signs(table: Mapping[str, Mapping], arm: str) -> str:
+    """The signs of responses that are no answers which an arm has more than the start; or ""."""
+    words, row, start = [], table[arm], table.get(START, {})
     for sign, what in SIGNS.items():
         for prefix, decoding in (("", "at T = 1"), ("greedy_", "greedily")):
             share, before = (of.get(f"{prefix}{sign}") for of in (row, start))
-            if None not in (share, before) and share >= before + _RISE:
-                percents = f"{100 * share:.0f} % {what} (the start: {100 * before:.0f} %)"
+            if None not in (share, before) and round(share - before, 9) >= _RISE:
+                percents = f"{100 * share:.0f} % {what} (before training: {100 * before:.0f} %)"
                 words.append(f"{decoding} {percents}")
     return ", ".join(words)
 

@@ -226,7 +226,7 @@ def test_the_report_reads_the_files_of_all_stages(folder):
     assert (row["kl"], row["correction_accuracy"]) == (1.5, 0.7)
     assert row["unfinished"] == pytest.approx(1 / 30)
     assert (row["repeated"], row["copied"]) == (0, pytest.approx(3 / 30))
-    assert row["same_opening"] == pytest.approx(1 / 30)
+    assert row["same_phrase"] == pytest.approx(1 / 30)
     assert content["table2"]["rm"]["edits"]["accuracy"] == pytest.approx(0.8)
     assert content["table3"]["ppo_rlhf"]["seconds_per_step"] == pytest.approx(2.0)
     assert content["curves"]["ppo_rlhf"]["seconds"] == pytest.approx([2.0, 4.0, 6.0, 8.0])

@@ -201,7 +201,7 @@ def test_non_finite_numbers_become_null():
 def test_signs_of_responses_that_are_no_answers():
     study = make_study(1)
     for decoding, share in (("sampled", 0.25), ("greedy", 0.75)):
-        signs = {"repeated": share, "copied": share / 2, "same_opening": 1 - share}
+        signs = {"repeated": share, "copied": share / 2, "same_phrase": 1 - share}
         for arm in study["arms"].values():
             arm["runs"][0][decoding] |= signs
     report = build_report(study)
@@ -215,9 +215,15 @@ def test_signs_of_responses_that_are_no_answers():
         "Repeated, greedy": "75.0 %",
         "Copied, T = 1": "12.5 %",
         "Copied, greedy": "37.5 %",
-        "Same opening, T = 1": "75.0 %",
-        "Same opening, greedy": "25.0 %",
+        "Same phrase, T = 1": "75.0 %",
+        "Same phrase, greedy": "25.0 %",
     }
+    assert "signs" not in build_report(make_study(1))["answer"]
+    assert report["answer"]["signs"]["text"].startswith("No arm")
+    study["arms"]["fine_grained"]["runs"][0]["sampled"]["copied"] = 0.5
+    (line,) = build_report(study)["answer"]["signs"]["lines"]
+    text = "at T = 1 50 % of four-word sequences stand in the prompt (before training: 12 %)"
+    assert line == {"arm": "PPO on edits", "text": text}
 
 
 def test_runs_on_other_prompts_are_refused():

@@ -78,12 +78,12 @@ def test_a_recommended_arm_whose_responses_repeat_is_warned_about():
     known = recommend(pairs, table | {"sft": table["b"] | start})
     assert known["arm"] == "a"
     assert known["why"].endswith(
-        ". Read its responses before you take it: greedily 45 % of four-word sequences are "
-        "repetitions (the start: 12 %)"
+        ". But read its responses first (seed_0/answers/a.json): greedily 45 % of four-word "
+        "sequences are repetitions (before training: 12 %)"
     )
-    table["a"] |= {"greedy_repeated": 0.2, "unfinished": 1.0}
+    table["a"] |= {"greedy_repeated": 0.2, "unfinished": 1.0}  # 0.9 + 0.1 > 1.0 in floats
     text = recommend(pairs, table | {"sft": table["b"] | start})["why"]
-    assert text.endswith("it: at T = 1 100 % of responses have no end (the start: 90 %)")
+    assert text.endswith(": at T = 1 100 % of responses have no end (before training: 90 %)")
     table["a"]["unfinished"] = 0.9
     for unknown in (table["b"] | start, table["b"]):
         assert "Read" not in recommend(pairs, table | {"sft": unknown})["why"]
@@ -141,4 +141,4 @@ def test_a_high_greedy_win_rate_of_the_start_is_mentioned():
     won = [[1.0] * 60 + [0.0] * 4]
     study = make_study(3, sft=make_arm("SFT", [[0.5] * 64], greedy=won))
     text = build_report(study)["answer"]["better"]["text"]
-    assert "of the SFT model win 93.8 % against its own samples" in text
+    assert "of “SFT” win 93.8 % against its own samples" in text

@@ -6,7 +6,9 @@ A judge and a language model's probability may both like such responses: repeate
 from collections import Counter
 from collections.abc import Sequence
 
-_WORDS = 4  # words of a sequence
+from fgrlhf_jax.data.words import split_words
+
+_WORDS = 4  # words of a sequence, without punctuation
 
 
 def repeated(response: str) -> float:
@@ -21,12 +23,19 @@ def copied(response: str, prompt: str) -> float:
     return sum(s in known for s in sequences) / len(sequences) if sequences else 0.0
 
 
-def same_opening(responses: Sequence[str]) -> float:
-    """Share of the responses that begin with the same four words, the most frequent ones."""
-    openings = Counter(" ".join(text.casefold().split()[:_WORDS]) for text in responses)
-    return max(openings.values()) / len(responses)
+def same_phrase(responses: Sequence[str], prompts: Sequence[str]) -> float:
+    """Share of the responses that contain the same four words, the most frequent ones.
+
+    A response's sequences that stand in its prompt do not count.
+    """
+    counts = Counter(
+        sequence
+        for response, prompt in zip(responses, prompts, strict=True)
+        for sequence in {*_sequences(response)} - {*_sequences(prompt)}
+    )
+    return max(counts.values(), default=0) / len(responses)
 
 
 def _sequences(text: str) -> list[tuple[str, ...]]:
-    words = text.casefold().split()
+    words = [word.casefold() for word in split_words(text) if word[0].isalnum()]
     return list(zip(*(words[start:] for start in range(_WORDS)), strict=False))

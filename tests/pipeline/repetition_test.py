@@ -2,7 +2,7 @@
 
 import pytest
 
-from fgrlhf_jax.report import repetition
+from fgrlhf_jax.pipeline import repetition
 
 
 @pytest.mark.parametrize(
@@ -13,6 +13,7 @@ from fgrlhf_jax.report import repetition
         ("one two three four five", 0),
         ("a great film. A great film. A great film.", 3 / 6),
         ("la " * 8, 4 / 5),
+        ("很好很好很好", 1 / 3),  # every character is a word
     ],
 )
 def test_repeated(response, share):
@@ -21,12 +22,15 @@ def test_repeated(response, share):
 
 def test_copied():
     prompt = "Summarize: the cat sat on the mat all day"
-    assert repetition.copied("The cat sat on\nthe mat", prompt) == 1
+    assert repetition.copied("The cat sat on\nthe mat.", prompt) == 1
     assert repetition.copied("Today the cat sat on a chair", prompt) == pytest.approx(1 / 4)
     assert repetition.copied("all day", prompt) == repetition.copied("", prompt) == 0
 
 
-def test_same_opening():
-    responses = ["A fine day it was", "a fine  day it is", "A fine night it was", ""]
-    assert repetition.same_opening(responses) == 2 / 4
-    assert repetition.same_opening(["yes", "Yes", "yes sir"]) == pytest.approx(2 / 3)
+def test_same_phrase():
+    """Wherever it stands, once a response, and not if the prompt has it."""
+    responses = ["What an awful show: the acting is great.", "The acting is great! The acting is"]
+    responses += ["the acting is good", "The acting is great"]
+    prompts = ["", "", "", "Begin with: the acting is great"]
+    assert repetition.same_phrase(responses, prompts) == 2 / 4
+    assert repetition.same_phrase(["yes", "yes"], ["", ""]) == 0
