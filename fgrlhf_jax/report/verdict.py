@@ -16,10 +16,10 @@ START, BASELINE, TOKEN = "sft", "ppo_rlhf", "fine_grained_token"
 RIVALS = (BASELINE, "fine_grained", "sft_edits")  # arms to compare the token arm with
 _NONE_SHOWN = "no difference shown"
 SIGNS = {  # of responses that are no answers: shares in the report's table1, by name
-    "unfinished": "of responses have no end",
-    "repeated": "of four-word sequences are repetitions",
-    "copied": "of four-word sequences stand in the prompt",
-    "same_phrase": "of responses contain the same four words",
+    "unfinished": "responses without an end",
+    "repeated": "repeated four-word sequences",
+    "copied": "four-word sequences copied from the prompt",
+    "same_phrase": "responses with the same four words",
 }
 _RISE = 0.1  # of a sign's share over the start's, from which on the recommendation warns
 _WORDS = {1: "better", 0: "within noise", -1: "worse"}
@@ -125,14 +125,16 @@ def recommend(differences: list[dict], table: dict[str, dict]) -> dict[str, str 
 
 def _signs(table: Mapping[str, Mapping], arm: str) -> str:
     """The signs of responses that are no answers which an arm has more than the start; or ""."""
-    words, row, start = [], table[arm], table.get(START, {})
+    row, start, found = table[arm], table.get(START, {}), []
     for sign, what in SIGNS.items():
+        parts = []
         for prefix, decoding in (("", "at T = 1"), ("greedy_", "greedily")):
             share, before = (of.get(f"{prefix}{sign}") for of in (row, start))
             if None not in (share, before) and round(share - before, 9) >= _RISE:
-                percents = f"{100 * share:.0f} % {what} (before training: {100 * before:.0f} %)"
-                words.append(f"{decoding} {percents}")
-    return ", ".join(words)
+                parts.append(f"{100 * share:.0f} % {decoding} (before: {100 * before:.0f} %)")
+        if parts:
+            found.append(f"{what}: {', '.join(parts)}")
+    return "; ".join(found)
 
 
 def lead(interval: Mapping[str, float]) -> int:

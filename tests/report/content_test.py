@@ -222,7 +222,7 @@ def test_signs_of_responses_that_are_no_answers():
     assert report["answer"]["signs"]["text"].startswith("No arm")
     study["arms"]["fine_grained"]["runs"][0]["sampled"]["copied"] = 0.5
     (line,) = build_report(study)["answer"]["signs"]["lines"]
-    text = "at T = 1 50 % of four-word sequences stand in the prompt (before training: 12 %)"
+    text = "four-word sequences copied from the prompt: 50 % at T = 1 (before: 12 %)"
     assert line == {"arm": "PPO on edits", "text": text}
 
 

@@ -78,12 +78,12 @@ def test_a_recommended_arm_whose_responses_repeat_is_warned_about():
     known = recommend(pairs, table | {"sft": table["b"] | start})
     assert known["arm"] == "a"
     assert known["why"].endswith(
-        ". But read its responses first (seed_0/answers/a.json): greedily 45 % of four-word "
-        "sequences are repetitions (before training: 12 %)"
+        ". But read its responses first (seed_0/answers/a.json): repeated four-word sequences: "
+        "45 % greedily (before: 12 %)"
     )
     table["a"] |= {"greedy_repeated": 0.2, "unfinished": 1.0}  # 0.9 + 0.1 > 1.0 in floats
     text = recommend(pairs, table | {"sft": table["b"] | start})["why"]
-    assert text.endswith(": at T = 1 100 % of responses have no end (before training: 90 %)")
+    assert text.endswith(": responses without an end: 100 % at T = 1 (before: 90 %)")
     table["a"]["unfinished"] = 0.9
     for unknown in (table["b"] | start, table["b"]):
         assert "Read" not in recommend(pairs, table | {"sft": unknown})["why"]
