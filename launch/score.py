@@ -51,20 +51,21 @@ def main(config) -> None:
     truncated = sum(response.truncated for responses in scored for response in responses)
     if truncated:
         print(f"{truncated} prompts or responses were truncated", file=sys.stderr)
-    if output.suffix == ".jsonl":
-        write_jsonl(output, map(add_rewards, rows, scored))
     views = [*map(view, inputs, scored)]
-    if output.suffix == ".html":
-        title = f"Token rewards: {config.reward_model} on {config.input}"
-        write_text(output, heatmap.to_html(views, title=title))
-    elif output.suffix == ".svg":
-        write_text(output, heatmap.to_svg(views))
-    if config.output:
-        print(f"{len(rows)} rows with token rewards in {output}")
-        return
-    limit = heatmap.colour_limit(views)
-    for row in views:
-        print(heatmap.to_terminal(row, colour=sys.stdout.isatty(), limit=limit))
+    match output.suffix:
+        case ".jsonl":
+            write_jsonl(output, map(add_rewards, rows, scored))
+        case ".html":
+            title = f"Token rewards: {config.reward_model} on {config.input}"
+            write_text(output, heatmap.to_html(views, title=title))
+        case ".svg":
+            write_text(output, heatmap.to_svg(views))
+        case _:
+            limit = heatmap.colour_limit(views)
+            for row in views:
+                print(heatmap.to_terminal(row, colour=sys.stdout.isatty(), limit=limit))
+            return
+    print(f"{len(rows)} rows with token rewards in {output}")
 
 
 def view(record: records.Record, responses: list[ScoredResponse]) -> dict:

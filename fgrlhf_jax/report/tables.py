@@ -155,9 +155,9 @@ def _differences(report: dict) -> Section:
 
 def _responses(report: dict) -> Section:
     decodings = {"": "T = 1", "greedy_": "greedy"}
-    columns = [(f"{prefix}{sign}", sign, prefix) for sign in SIGNS for prefix in decodings]
+    columns = [(sign, prefix) for sign in SIGNS for prefix in decodings]
     rows = [
-        [report["labels"]["arms"][name], *(percent(row[key]) for key, *_ in columns)]
+        [report["labels"]["arms"][name], *(percent(row[f"{p}{s}"]) for s, p in columns)]
         for name, row in report["table1"].items()
     ]
     text = (
@@ -168,7 +168,7 @@ def _responses(report: dict) -> Section:
         "the same four words, which are not in the prompt. Compare with the model that all arms "
         "start from, and read the responses (seed_0/answers)."
     )
-    heads = (f"{s.replace('_', ' ').capitalize()}, {decodings[p]}" for _, s, p in columns)
+    heads = (f"{s.replace('_', ' ').capitalize()}, {decodings[p]}" for s, p in columns)
     is_known = any(row["repeated"] is not None for row in report["table1"].values())
     title = "Do the responses end, and are they more than repetition?"
     return Section("responses", title, text, ["Arm", *heads], rows if is_known else [])
@@ -324,7 +324,7 @@ def _stages(report: dict) -> Section:
 
 
 def recommendation(report: dict) -> str:
-    """One sentence with the recommended arm and the reason."""
+    """The recommended arm and the reason."""
     arm, why = (report["recommendation"][key] for key in ("arm", "why"))
     return f"Take “{report['labels']['arms'][arm]}”: {why}." if arm else f"{_capitalise(why)}."
 

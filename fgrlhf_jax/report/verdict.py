@@ -47,7 +47,7 @@ def answer_questions(report: dict) -> dict:
             "against its own samples: part of a gain at T = 1 may be sharpening."
         )
     faster = [_faster_line(report, test) for test in report["speed"]]
-    compared = f"Speed is compared only between {TOKEN} and {BASELINE}, fine_grained or sft_edits."
+    compared = f"Speed is compared only between {TOKEN} and {BASELINE} or fine_grained."
     answer = {
         "better": {
             "question": f"Which arm aligns better{where}?",
@@ -81,7 +81,7 @@ def recommend(differences: list[dict], table: dict[str, dict]) -> dict[str, str 
     accuracy) is recommended.
 
     ``table`` is the report's ``table1``, without arms that need the oracle. Returns ``arm`` (None
-    if nothing can be compared) and ``why``.
+    if nothing can be compared) and ``why``, which warns of signs that its responses are no answers.
     """
     pairs = [pair for pair in differences if {pair["arm"], pair["against"]} <= table.keys()]
     if not pairs:

@@ -69,7 +69,7 @@ class LogRatio(nn.Module):
         return jnp.where(positions_BS > 0, self._ratio(*logprobs), 0.0)
 
     def backbone(self, *inputs) -> jax.Array:
-        """The states of both models, side by side."""
+        """The states of the models, side by side."""
         return jnp.concatenate([model.backbone(*inputs) for model in self.models], axis=-1)
 
     def next_tokens(self, hidden_BSD: jax.Array) -> jax.Array:
