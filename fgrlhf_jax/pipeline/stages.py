@@ -8,6 +8,7 @@ To run a stage again, delete its output. Its other files and those of all stages
 are renamed to NAME.old-1, and these stages run again too.
 """
 
+import collections
 import contextlib
 import dataclasses
 import functools
@@ -50,7 +51,8 @@ def run(
     """Runs the stages that are not done, up to ``workers`` at a time.
 
     Of those that may start, that with the longest chain of stages after it starts first, so that
-    no chain is left to the end, where it would run alone; equal ones start in their given order.
+    no chain is left to the end, where it would run alone. Of equal ones, that with the most stages
+    before it: arms that compile to the same programs have as many, and do not start together then.
     The output of a stage goes to ``folder/logs/NAME.log``. All share one compilation cache.
 
     Raises:
@@ -69,7 +71,8 @@ def run(
         return 1 + max((chain(other.name) for other in stages if name in other.needs), default=0)
 
     waiting = [stage for stage in stages if stage.name not in done]
-    waiting.sort(key=lambda stage: -chain(stage.name))
+    needs = collections.defaultdict(tuple, {stage.name: stage.needs for stage in stages})
+    waiting.sort(key=lambda s: (chain(s.name), len({*_ancestors(s.name, needs)})), reverse=True)
     running: dict[int, tuple[Stage, float]] = {}  # by pid
     markers = {s.name: _read_marker(s, folder) for s in waiting if _has_run(s, folder)}
     if not waiting:

@@ -1,5 +1,6 @@
 """What a command sets for its process."""
 
+import importlib.util
 import os
 import signal
 import subprocess
@@ -7,6 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from launch.shared import process
 
 CODE = """
 from launch.shared import process
@@ -44,3 +47,13 @@ import launch
 """
     result = subprocess.run([sys.executable, "-c", code], stderr=subprocess.PIPE, check=False)
     assert (result.returncode, result.stderr) == (-signal.SIGINT, b"")
+
+
+@pytest.mark.parametrize(("platform", "plugins", "short"), [("cpu", 1, 1), ("", 0, 1), ("", 1, 0)])
+def test_only_compilation_for_cpus_is_shortened(monkeypatch, platform, plugins, short):
+    monkeypatch.setenv("JAX_PLATFORMS", platform)
+    monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=x")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: plugins or None)
+    process.shorten_compilation()
+    expected = "--xla_backend_optimization_level=1 --xla_dump_to=x" if short else "--xla_dump_to=x"
+    assert os.environ["XLA_FLAGS"] == expected

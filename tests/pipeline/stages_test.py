@@ -74,13 +74,13 @@ def test_each_runs_once_after_what_it_needs(make_stage, tmp_path, workers):
     assert [path.name for path in tmp_path.glob("run*")] == ["run"]
 
 
-def test_the_longest_chain_starts_first(make_stage, tmp_path):
+def test_the_longest_chain_starts_first_and_then_what_needs_most(make_stage, tmp_path):
     a, b, c = (make_stage(name, tmp_path / name) for name in "abc")
     then = make_stage("then", tmp_path / "then", c)
     last = make_stage("last", tmp_path / "last", then, b)
     messages = run(tmp_path, a, b, c, then, last)
     finished = [message.split()[1].removesuffix(":") for message in messages]
-    assert finished == ["c", "b", "then", "a", "last"]
+    assert finished == ["c", "then", "b", "last", "a"]
 
 
 def test_a_broken_cache_entry_is_removed(make_stage, tmp_path):
