@@ -14,6 +14,7 @@ os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
     + " --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+    + " --xla_backend_optimization_level=0"  # so that no command changes the key of the cache
     + " --xla_force_host_platform_device_count=8"
 ).strip()
 # A collective blocks a thread of the pool per device until all devices arrive. With one thread per

@@ -49,11 +49,18 @@ import launch
     assert (result.returncode, result.stderr) == (-signal.SIGINT, b"")
 
 
-@pytest.mark.parametrize(("platform", "plugins", "short"), [("cpu", 1, 1), ("", 0, 1), ("", 1, 0)])
-def test_only_compilation_for_cpus_is_shortened(monkeypatch, platform, plugins, short):
+@pytest.mark.parametrize(
+    ("platform", "plugin", "flags", "expected"),
+    [
+        ("cpu", True, "", "--xla_backend_optimization_level=1"),
+        ("", False, "--xla_dump_to=x", "--xla_dump_to=x --xla_backend_optimization_level=1"),
+        ("", True, "--xla_dump_to=x", "--xla_dump_to=x"),
+        ("cpu", False, "--xla_backend_optimization_level=3", "--xla_backend_optimization_level=3"),
+    ],
+)
+def test_only_compilation_for_cpus_is_shortened(monkeypatch, platform, plugin, flags, expected):
     monkeypatch.setenv("JAX_PLATFORMS", platform)
-    monkeypatch.setenv("XLA_FLAGS", "--xla_dump_to=x")
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: plugins or None)
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: plugin or None)
     process.shorten_compilation()
-    expected = "--xla_backend_optimization_level=1 --xla_dump_to=x" if short else "--xla_dump_to=x"
     assert os.environ["XLA_FLAGS"] == expected
