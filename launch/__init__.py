@@ -3,8 +3,11 @@
 import signal
 import sys
 
-if sys.argv[:1] == ["-m"]:  # `python -m launch.NAME`: before its imports, which take seconds
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # without a traceback, until process.begin
+OWN = ("launch", "fgrlhf_jax.pipeline.starter")  # not a module of a user that imports this one
+
+if sys.argv[:1] == ["-m"] and any(word.startswith(OWN) for word in sys.orig_argv[1:]):
+    # Before the command's imports, which take seconds: Ctrl-C prints no traceback.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     from launch.shared import process
 

@@ -51,7 +51,7 @@ class Cache:
     def claim(self, key: str, release: bool = False) -> bool:
         """Whether no other process has claimed a key; lasts until released, or this one's end."""
         operation = fcntl.LOCK_UN if release else fcntl.LOCK_EX | fcntl.LOCK_NB
-        try:  # a byte of the lock file stands for a key
+        try:  # a byte of the lock file stands for a key; filelock only locks whole files
             fcntl.lockf(self._claims, operation, 1, int(key[:15], 16))
         except OSError as error:
             return error.errno in files.UNSUPPORTED_ERRNOS
