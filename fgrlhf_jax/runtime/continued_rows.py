@@ -1,7 +1,7 @@
-"""A file of rows that is continued after an interruption, and beside it a file of rejected rows.
+"""Writes a file of rows and one of rejected rows beside it, and resumes after an interruption.
 
-Every row holds the key of what determines it, so that an interrupted file is recognised, cut where
-its last line is torn, and continued. A row is on the disk (fsync) before the next one is made.
+Every row has a key: a hash of its inputs. By the keys a file of the same inputs is recognised. An
+incomplete last line is removed. A row is on the disk (fsync) before the next one is computed.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ KEY = "request_key"  # the field of a row with its key
 
 
 def rejected_path(output: Path) -> Path:
-    """The file beside ``output`` for rejected rows."""
+    """Returns the path of the file of rejected rows, beside ``output``."""
     return output.with_name(f"{output.stem}.rejected{output.suffix}")
 
 
@@ -25,14 +25,14 @@ def append_rows(
     """Appends one row for each key, in order, to ``output`` or to the file of rejected rows.
 
     Args:
-      output: a JSONL file, continued where it stopped, however it stopped: it ends up byte for byte
-        as if it never had.
-      keys: the key of everything that determines a row, for all rows of the complete file.
-      rows: called with the number of rows that exist already, gives the others: (row, whether it
-        goes to ``output``).
+      output: a JSONL file, new or resumed after any interruption; a resumed file ends up the same
+        byte for byte as an uninterrupted one.
+      keys: a hash of everything that determines a row, for all rows of the complete file.
+      rows: function from the number of existing rows to a generator of the others: (row, whether
+        it goes to ``output``).
 
-    Returns how many rows each file holds. Raises InputError if they have other keys, or cannot be
-    written, or if another process writes them.
+    Returns the number of rows in each file. Raises InputError if their keys differ, if they cannot
+    be written, or if another process is writing them.
     """
     paths = (Path(output), rejected_path(Path(output)))
     with contextlib.ExitStack() as stack:
@@ -58,7 +58,7 @@ def append_rows(
 
 
 def _count_written(paths: Sequence[Path], keys: Sequence[str]) -> list[int]:
-    """How many rows each file has, which together must be of the first of ``keys``, in order."""
+    """Returns the number of rows in each file; together they must have the first ``keys``."""
     to_do, counts = "choose another output, or move this one away", [0] * len(paths)
     contents = [path.read_bytes() if path.exists() else b"" for path in paths]
     rows = [files.parse_jsonl(*each, to_do) for each in zip(contents, paths, strict=True)]

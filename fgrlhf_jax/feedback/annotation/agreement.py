@@ -13,12 +13,12 @@ from fgrlhf_jax.feedback.annotation.items import EDITED, SKIPPED, Decision, Item
 def measure_agreement(
     items: Sequence[Item], decisions: Sequence[Decision]
 ) -> dict[str, float | None] | None:
-    """Compares all pairs of annotators who decided the same row; None if there is none.
+    """Compares every two decisions on the same row, except skips; None if there are no two.
 
     Returns:
-      rows, pairs: their numbers. verdict, same_text: the shares of pairs that agree on it.
-      changed_words: the mean Dice coefficient, over pairs that both edited, of the words of the
-        original that each took out or put something beside.
+      rows, pairs: numbers of rows and pairs. verdict, same_text: shares of pairs that agree.
+      changed_words: mean Dice coefficient, over pairs of two edits, of the words of the original
+        that each deleted or inserted words after.
     """
     by_row = defaultdict(list)
     for decision in decisions:
@@ -43,7 +43,7 @@ def measure_agreement(
 
 
 def describe(agreement: dict[str, float | None]) -> str:
-    """The agreement in a sentence."""
+    """Returns the agreement as a sentence."""
     words = agreement["changed_words"]
     return (
         f"Rows decided by several people: {agreement['rows']}; the same verdict in "
@@ -53,7 +53,7 @@ def describe(agreement: dict[str, float | None]) -> str:
 
 
 def _changed_places(original: str, edited: str) -> set[tuple[str, int]]:
-    """Words taken out, and words behind which others were put in."""
+    """Returns the indices of deleted words ("out") and of words before insertions ("in")."""
     aligned = align_words(*map(split_words, (original, edited)))
     out = aligned.changed_j.nonzero()[0].tolist()
     behind = np.maximum.accumulate(aligned.partner_i)[aligned.changed_i].tolist()

@@ -1,14 +1,14 @@
-"""The SQLite table of everything that annotators did; decisions that are taken back stay in it.
+"""The SQLite table of all events of an annotation, including decisions that were undone.
 
     event     row  annotator  text
-    input                     digest of what is annotated: the first event
-    open      id   name       the text to go on with, where a decision was taken back
-    draft     id   name       what was typed so far
-    edited, fine, skipped     a decision: the response after it
-    closed    id   name       put back undecided
+    input                     digest of the input: the first event
+    open      id   name       text of the decision that was undone, else NULL
+    draft     id   name       text typed so far
+    edited, fine, skipped     a decision: the resulting response
+    closed    id   name       NULL: the row was given back without a decision
 
-`standing` marks how an annotator and a row stand now; it is a unique index, and so is the one row
-that an annotator has open. Several processes may use the file at once.
+`standing` marks the current event of a row and an annotator. Unique indices ensure that there is
+only one, and that an annotator has one open row. Several processes may use the file at once.
 """
 
 from collections.abc import Callable
@@ -31,7 +31,7 @@ CREATE TABLE events (
   text TEXT,
   details TEXT NOT NULL,      -- JSON of seconds, tags, comment, over_limit; '' for nothing
   standing INTEGER NOT NULL,
-  seen REAL NOT NULL          -- last sign of life of a browser that has the row open
+  seen REAL NOT NULL          -- last request of the browser that has the row open
 );
 CREATE UNIQUE INDEX standing ON events (row, annotator) WHERE standing;
 CREATE UNIQUE INDEX one_open_row ON events (annotator) WHERE standing AND event = 'open';
@@ -48,7 +48,7 @@ OPEN_WITH_NAME = "standing AND event = 'open' AND annotator = :name"
 SILENT = """
 SELECT annotator FROM events WHERE standing AND event = 'open' AND row = :row
   AND annotator != :name AND seen <= :since"""
-# By row: how many others have it, how many of these are present, and whether :name decided it.
+# Per row: others who decided it or have it open, those of them not silent, and if :name decided it.
 TAKEN = """
 SELECT row,
   sum(annotator != :name AND event != 'skipped'),
@@ -58,9 +58,9 @@ FROM events WHERE standing"""
 
 
 class Events:
-    """The table, made where it is missing. What changes it is called inside a ``transaction``.
+    """The table of events. Methods that change it must be called inside a ``transaction``.
 
-    A browser is silent, and its annotator absent, after ``release_after`` seconds by the clock.
+    A browser that has sent nothing for ``release_after`` seconds of the clock is called silent.
     """
 
     def __init__(self, path: Path, clock: Callable[[], float], release_after: float):
@@ -71,7 +71,7 @@ class Events:
         self.create, self.close = database.create, database.close
 
     def begin(self, digest: str) -> bool:
-        """Whether the table was missing and is made; InputError where it is of another input."""
+        """Creates a missing table; returns whether it did. Raises InputError for another input."""
         if is_new := self.create(SCHEMA):
             self.add(INPUT, text=digest)
         if self.query("SELECT event, text FROM events ORDER BY n LIMIT 1") != [(INPUT, digest)]:
@@ -79,13 +79,13 @@ class Events:
         return is_new
 
     def select(self, condition: str, **values: Any) -> list[tuple[float, Decision]]:
-        """(time, decision or draft) of the events for which a condition holds, in order."""
+        """Returns (time, decision or draft) of the events for an SQL condition, in order."""
         query = "SELECT time, details, row, annotator, event, text FROM events WHERE"
         rows = self.query(f"{query} {condition} ORDER BY n", **values)
         return [(time, Decision(*texts).with_details(details)) for time, details, *texts in rows]
 
     def add(self, event: str, row: str = "", annotator: str = "", **columns: Any) -> None:
-        """Adds an event, which stands instead of the one before it unless it is a draft."""
+        """Adds an event, which becomes the current one unless it is a draft."""
         now, standing = self._clock(), event in (OPEN, *VERDICTS)
         values = {"text": None, "details": "", "time": now, "now": now, **columns}
         values |= {"event": event, "row": row, "annotator": annotator, "standing": standing}
@@ -99,35 +99,35 @@ class Events:
         self.add(decision.verdict, decision.id, decision.annotator, **texts)
 
     def touch(self, name: str) -> None:
-        """Notes that the annotator's browser is still connected."""
+        """Records that the annotator's browser is still connected."""
         update = f"UPDATE events SET seen = :now WHERE {OPEN_WITH_NAME}"
         self.query(update, now=self._clock(), name=name)
 
     def open_row(self, name: str) -> str:
-        """The row that the annotator has open, "" for none."""
+        """Returns the id of the annotator's open row, "" if there is none."""
         rows = self.query(f"SELECT row FROM events WHERE {OPEN_WITH_NAME}", name=name)
         return rows[0][0] if rows else ""
 
     def taken(self, name: str, row: str = "") -> dict[str, tuple[int, ...]]:
-        """By row, or for one: how many others have it, how many are present, if name decided."""
+        """Returns the counts of the query ``TAKEN``, by row; only of one row if it is given."""
         query = f"{TAKEN} {'AND row = :row' if row else ''} GROUP BY row"
         rows = self.query(query, name=name, row=row, since=self._clock() - self._release_after)
         return {id: tuple(counts) for id, *counts in rows}
 
     def silent(self, name: str, row: str) -> list[str]:
-        """The other annotators who have a row open in a silent browser."""
+        """Returns the other annotators who have a row open in a silent browser."""
         since = self._clock() - self._release_after
         return [other for (other,) in self.query(SILENT, row=row, name=name, since=since)]
 
     def write_edits(self, output: Path, item: Callable[[str], Item]) -> None:
-        """Writes the edits that stand; InputError where the file has lines that never were any."""
+        """Writes the current edits. Raises InputError if the file has lines not from this table."""
         edits, all_edits = (
             [files.json_line(edit_row(item(edit.id), edit)) for _, edit in self.select(condition)]
             for condition in ("standing AND event = 'edited'", "event = 'edited'")
         )
         with files.as_input_error(output, f"the edits are safe in {self.path}"):
             content = output.read_bytes() if output.exists() else b""
-            *lines, torn = content.split(b"\n")  # an earlier version did not write all at once
+            *lines, torn = content.split(b"\n")  # an earlier version appended lines
             known = {b"", *all_edits, *(edit[: len(torn)] for edit in all_edits)}
             for number, line in enumerate([*(line + b"\n" for line in lines), torn], 1):
                 if line not in known:

@@ -1,7 +1,7 @@
-"""Responses and decisions as rows of exports of Argilla and of Label Studio, read and written.
+"""Converts responses and decisions from and to rows of Argilla's and Label Studio's exports.
 
-An answer equal to the response means that it is fine; a discarded or cancelled one was skipped. The
-details of a decision are JSON, in Argilla's metadata and behind the name in Label Studio's meta.
+An answer equal to the response is read as "fine", a discarded or cancelled one as "skipped". The
+details of a decision are JSON, in Argilla's metadata and after the name in Label Studio's meta.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.annotation.items import EDITED, FINE, SKIPPED, Decision, Item
 
 QUESTION = "edited"
-# The fields of other tools that may hold each text.
+# text -> the fields of exports that may hold it; the first that is set is read.
 FIELD_NAMES = {
     "instruction": ("instruction", "prompt", "question", "messages", "chat"),
     "input": ("input", "context"),
@@ -31,7 +31,7 @@ Convert = Callable[[Any, str, int], ItemAndDecisions]
 
 
 def find_tool(rows: Iterable) -> Convert | None:
-    """What reads rows of the tool that wrote these; None for rows of neither."""
+    """Returns the function that reads rows of this tool; None for neither tool's rows."""
     for row in rows:
         if isinstance(row, dict) and (_questions(row) or isinstance(row.get("fields"), dict)):
             return _from_argilla
@@ -41,7 +41,7 @@ def find_tool(rows: Iterable) -> Convert | None:
 
 
 def read_row(convert: Convert, row: Any, where: str, number: int) -> ItemAndDecisions:
-    """A row's item and decisions; a row of any other shape is an InputError."""
+    """Returns a row's item and decisions; raises InputError for an invalid row."""
     check_row(row, where)
     try:
         item, decisions = convert(row, where, number)
@@ -68,7 +68,7 @@ def first_id(*values: object) -> str:
 
 
 def _item(id: str, row: Row, suggestion: str, where: str, marks: Row) -> Item:
-    """The item of a row whose texts have any of ``FIELD_NAMES``; ``marks`` may say it was cut."""
+    """Returns the item of a row with ``FIELD_NAMES``; ``marks`` may have a flag ``finished``."""
     texts, turns = [], ()
     for field, names in FIELD_NAMES.items():
         missing = "" if field == "input" else None
@@ -95,7 +95,7 @@ def _decision(item: Item, name: str, text: str, is_skipped: bool, details: str) 
 
 
 def _annotator_id(name: str) -> str:
-    """The UUID by which Argilla knows a user."""
+    """Returns the name if it is a UUID of Argilla, else a UUID made from it."""
     try:
         return str(uuid.UUID(name))
     except ValueError:
@@ -124,13 +124,13 @@ def argilla_row(item: Item, decisions: Sequence[Decision]) -> Row:
 
 
 def _questions(row: Row) -> list[str]:
-    """Those that a row of ``records.to_datasets`` or ``to_list(flatten=True)`` answers."""
+    """Returns the questions in a row of ``records.to_datasets`` or ``to_list(flatten=True)``."""
     users = ".responses.users"
     return [name.removesuffix(users) for name in row if name.endswith(users)]
 
 
 def _nested(row: Row, question: str) -> Row:
-    """Such a row as ``to_json`` has it."""
+    """Converts a row that has :func:`_questions` to the form of ``to_json``."""
     columns = (row[f"{question}.responses{name}"] or () for name in ("", ".users", ".status"))
     names = "value", "user_id", "status"
     answers = [dict(zip(names, answer, strict=True)) for answer in zip(*columns, strict=True)]
@@ -147,7 +147,7 @@ def _from_argilla(row: Row, where: str, number: int) -> ItemAndDecisions:
     answers = row.get("responses") or {}
     values = {name: (s or {}).get("value") for name, s in (row.get("suggestions") or {}).items()}
     suggestions = {name: text for name, text in values.items() if isinstance(text, str)}
-    question = _edit_question([*answers, *suggestions], where)  # others may be ratings
+    question = _edit_question([*answers, *suggestions], where)  # other questions may be ratings
     metadata = row.get("metadata") or {}
     names = metadata.get("annotators") or []
     details = metadata.get("details") or [""] * len(names)
@@ -176,7 +176,7 @@ def label_studio_row(item: Item, decisions: Sequence[Decision]) -> Row:
     for decision in decisions:
         result = [_text_area(decision.text, decision.annotator, decision.details)]
         annotation = {"result": result, "was_cancelled": decision.verdict == SKIPPED}
-        # An address that Label Studio does not know would make it refuse the file.
+        # Label Studio refuses a file with another value than the email address of a user.
         if _EMAIL.fullmatch(decision.annotator):
             annotation["completed_by"] = {"email": decision.annotator}
         annotations.append(annotation | {"lead_time": decision.seconds, "ground_truth": False})
@@ -197,7 +197,7 @@ def _from_label_studio(row: Row, where: str, number: int) -> ItemAndDecisions:
     data = row["data"]
     if "completions" in row:
         raise InputError(f"{where}: is from Label Studio before 1.0; export it from a newer one")
-    # Its own exports have the numbers of predictions in place of these.
+    # Label Studio's own exports have ids in place of predictions.
     predictions = [p for p in row.get("predictions") or [] if isinstance(p, dict)]
     suggestions = [text for p in predictions for text, *_ in _answers(p, where)]
     suggestion = next((text for text in suggestions if isinstance(text, str)), "")
@@ -215,9 +215,9 @@ def _from_label_studio(row: Row, where: str, number: int) -> ItemAndDecisions:
             )
         text, name, details = answers[0] if answers else ("", "", "")
         name = name or str(user or "label_studio")
-        if any(name == decision.annotator for decision in decisions):  # allowed there
+        if any(name == decision.annotator for decision in decisions):  # Label Studio allows it
             name = f"{name} #{annotation['id']}"
-        if details and not details.startswith("{"):  # somebody's note
+        if details and not details.startswith("{"):  # a user's note
             details = json.dumps({"comment": details})
         if not details and annotation.get("lead_time"):
             details = json.dumps({"seconds": float(annotation["lead_time"])})
@@ -226,7 +226,7 @@ def _from_label_studio(row: Row, where: str, number: int) -> ItemAndDecisions:
 
 
 def _answers(annotation: Row, where: str) -> list[tuple[str, str, str]]:
-    """(text, annotator or "", details or "") of the text areas of an annotation or prediction."""
+    """Returns [(text, annotator or "", details or "")] of an annotation's or prediction's areas."""
     areas = [r for r in annotation.get("result") or [] if r.get("type") == "textarea"]
     question = _edit_question([area["from_name"] for area in areas], where)
     answers = []
@@ -241,7 +241,7 @@ def _answers(annotation: Row, where: str) -> list[tuple[str, str, str]]:
 
 
 def _edit_question(names: Sequence[str], where: str) -> str:
-    """The question that asks for the edit: the one of that name, or the only one."""
+    """Returns the question about the edit: the one named ``QUESTION``, or the only one."""
     names = list(dict.fromkeys(names))
     if QUESTION in names or not names:
         return QUESTION

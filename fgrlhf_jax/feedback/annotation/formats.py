@@ -1,11 +1,11 @@
 """Reads and writes responses to edit, and the decisions on them, in the files of other tools.
 
-    edits          edits or instructions as records.py reads them; edits as it writes them
-    argilla        what `dataset.records.to_json` writes and `dataset.records.from_json` reads;
-                   rows of `to_datasets`, which have the status of answers, are read too
+    edits          reads edits and instructions of data/records.py; writes edits
+    argilla        the format of `dataset.records.to_json` and `dataset.records.from_json`; also
+                   reads rows of `to_datasets`, which have the status of answers
     label_studio   a list of tasks, as Label Studio exports and imports as "JSON"
 
-Settings that our files suit are in docs/feedback.md.
+docs/feedback.md has the settings of these tools that fit our files.
 """
 
 import contextlib
@@ -27,19 +27,19 @@ FORMATS = ("argilla", "label_studio", "edits")
 def read(
     spec: str, *, columns: str = "", refused: list[str] | None = None
 ) -> tuple[list[Item], list[Decision]]:
-    """Reads the responses of a source, and the decisions that it holds already.
+    """Reads the responses of a source, and the decisions on them that it contains.
 
     Args:
-      spec: a FILE.json of Argilla or Label Studio, recognised by its rows, or any source of
-        ``sources.read``. An edit is a response with an edit to begin from; several edits of a row
-        are one response. Rows without an id get their number; a response may be empty.
-      refused: if given, wrong rows are left out and their messages are added to it.
+      spec: a file of Argilla or Label Studio, recognised by its rows, or any source of
+        ``sources.read``. The item of an edit suggests the edited text; edits with the same id are
+        one item. The id of a row without one is its number; a response may be empty.
+      refused: if given, invalid rows are left out and their messages are appended to it.
 
-    Raises InputError for the first row that is wrong, or if none is left.
+    Raises InputError for the first invalid row if ``refused`` is None, or if no row is valid.
     """
     convert = None
     if spec.endswith((".json", ".jsonl", ".parquet")):
-        with contextlib.suppress(InputError):  # of which reading records tells
+        with contextlib.suppress(InputError):  # raised again below, by sources
             rows = [row for _, row in sources.read_rows(spec)]
             convert = exports.find_tool(rows)
     if convert is None:
@@ -76,7 +76,7 @@ def read(
 
 
 def write(path: Path, format: str, items: Sequence[Item], decisions: Sequence[Decision]) -> int:
-    """Writes one of ``FORMATS``, all or nothing, and returns the number of rows."""
+    """Writes a file in one of ``FORMATS`` atomically; returns the number of rows."""
     if format == "edits":
         by_id = {item.id: item for item in items}
         rows = [edit_row(by_id[d.id], d) for d in decisions if d.verdict == EDITED]
@@ -92,7 +92,7 @@ def write(path: Path, format: str, items: Sequence[Item], decisions: Sequence[De
 
 
 def _item(record: records.Record, row: Mapping[str, Any], where: str, number: int) -> Item:
-    """The item of a record and the row that it was read from."""
+    """Returns the item of a record; ``row`` is what it was read from."""
     prompt = (exports.first_id(row.get("id"), number), record.instruction, record.input)
     turns = tuple((turn.role, turn.content) for turn in record.messages)
     if isinstance(record, records.Preference):

@@ -1,4 +1,4 @@
-"""What is annotated and what people decide: plain records."""
+"""The records of annotation: responses to edit, and annotators' decisions on them."""
 
 import dataclasses
 import hashlib
@@ -11,7 +11,7 @@ OTHER_INPUT = (
     "output"
 )
 EDITED, FINE, SKIPPED = VERDICTS = "edited", "fine", "skipped"
-DETAILS = {  # of a decision, and what makes them of JSON
+DETAILS = {  # field of a Decision -> conversion from JSON
     "seconds": float,
     "tags": lambda tags: tuple(map(str, tags)),
     "comment": str,
@@ -29,7 +29,7 @@ class Item:
     original: str
     suggestion: str = ""  # the text that editing starts from; "" for the original
     turns: tuple[tuple[str, str], ...] = ()  # (role, text), in place of instruction and input
-    others: tuple[tuple[str, str], ...] = ()  # (annotator, text) of further edits, at hand
+    others: tuple[tuple[str, str], ...] = ()  # (annotator, text) of edits in the input
     finished: bool = True  # whether the response ended by itself
 
     @property
@@ -38,7 +38,7 @@ class Item:
 
     @property
     def edits(self) -> dict[str, list[str]]:
-        """The texts of the edits that the row came with, and whose each of them is."""
+        """The edits in the input: text -> its annotators, or ["suggestion"]."""
         texts = {self.suggestion: []} if self.suggestion else {}
         for name, text in self.others:
             texts.setdefault(text, []).append(name)
@@ -47,20 +47,20 @@ class Item:
 
 @dataclasses.dataclass(frozen=True)
 class Decision:
-    """An annotator's verdict on an item, and the response after it."""
+    """An annotator's verdict on an item, and the resulting response."""
 
     id: str  # of the item
     annotator: str
     verdict: str  # of VERDICTS
     text: str
-    seconds: float = 0.0  # of work on the row; 0 where unknown
+    seconds: float = 0.0  # of work on the row; 0 if unknown
     tags: tuple[str, ...] = ()
     comment: str = ""
     over_limit: bool = False  # whether the annotator confirmed an edit beyond the limit
 
     @property
     def details(self) -> str:
-        """What was recorded besides the text, as JSON; "" where nothing was."""
+        """The fields in ``DETAILS`` that are set, as JSON; "" if none is."""
         values = {name: getattr(self, name) for name in DETAILS if getattr(self, name)}
         return json.dumps(values, ensure_ascii=False) if values else ""
 
@@ -71,7 +71,7 @@ class Decision:
 
 
 def edit_row(item: Item, decision: Decision) -> dict[str, Any]:
-    """A row of the file of edits: an edit as ``data.records`` reads it, and the annotator."""
+    """Returns an edit as a row for ``data.records``, with the annotator and the details."""
     prompt: dict[str, Any] = {"instruction": item.instruction, "input": item.input}
     prompt = {"messages": item.messages} if item.turns else prompt
     texts = {"original": item.original, "edited": decision.text, "annotator": decision.annotator}
@@ -80,9 +80,9 @@ def edit_row(item: Item, decision: Decision) -> dict[str, Any]:
 
 
 def input_digest(items: Sequence[Item], imported: Sequence[Decision] = ()) -> str:
-    """A hash of everything that must not change while it is annotated.
+    """Returns a hash of the items and imported decisions, which must not change meanwhile.
 
-    Fields that earlier versions did not have count where they are filled: old digests hold.
+    Fields that earlier versions lacked are hashed only if they are set: old digests stay valid.
     """
     rows: list[tuple] = []
     for item in items:

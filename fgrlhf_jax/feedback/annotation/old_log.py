@@ -1,8 +1,8 @@
-"""Reads the log of earlier versions, OUTPUT.jsonl.state.jsonl, which stays as it is.
+"""Reads the log of earlier versions, OUTPUT.jsonl.state.jsonl, without changing it.
 
-Its first line says which input it belongs to; every other line is an event {"event", "id",
-"annotator", "time"} of the kinds open (id None: on no row), edited (with "text"), fine, skipped,
-and undo, which opens the row again.
+Its first line has the digest of the input. Every other line is an event {"event", "id",
+"annotator", "time"}: open (id None: the open row was given back), edited (with "text"), fine,
+skipped, or undo, which opens the row again.
 """
 
 import datetime
@@ -18,12 +18,12 @@ FORMAT = "fgrlhf_jax annotations, version 1"
 
 
 def path_of(output: Path) -> Path:
-    """The log that belongs to a file of edits."""
+    """Returns the path of the log that belongs to a file of edits."""
     return output.with_name(output.name + ".state.jsonl")
 
 
 def read(path: Path, items: Sequence[Item], digest: str) -> list[dict[str, Any]]:
-    """The events as rows of the database; InputError for a damaged log, or of another input."""
+    """Returns events for the database; raises InputError if damaged or for another input."""
     head, *rows = files.read_jsonl(path) or [{}]
     if not isinstance(head, dict) or head.get("format") != FORMAT:
         raise InputError(f"{path}: is not of the form {FORMAT!r}; choose another output")
@@ -46,7 +46,7 @@ def read(path: Path, items: Sequence[Item], digest: str) -> list[dict[str, Any]]
                 event = VERDICTS[VERDICTS.index(event)]
                 opened.pop(name, None)
             time = datetime.datetime.fromisoformat(row["time"]).timestamp()
-            originals[id]  # a row of the input
+            originals[id]  # KeyError if it is not in the input
             events += [{"event": event, "row": id, "annotator": name, "text": text, "time": time}]
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise InputError(

@@ -1,7 +1,7 @@
-"""Actions of the page's tabs: each changes the annotations and returns what to show next.
+"""The actions of the annotation page: each changes annotations and returns what to show next.
 
-The name and the row of a tab come with every action, so that a reload, a second tab or a restart of
-the server loses nothing. What it shows are macros of ``fragments.html``, with every text escaped.
+Every request has the annotator's name and the tab's row, so that a reload, a second tab or a
+restart of the server loses nothing. The macros of ``fragments.html`` render texts escaped.
 """
 
 import dataclasses
@@ -22,33 +22,33 @@ from fgrlhf_jax.report.html import ENVIRONMENT
 
 LONGEST = 50_000  # characters of a response; comparing longer ones takes seconds
 ACTIONS = ["open", "draft", "save", "skip", "next", "reopen", "rows", "versions", "ping"]
-LISTED = 20  # rows or texts in a list
+LISTED = 20  # maximal number of rows or texts in a list
 TEMPLATES = "feedback/annotation/assets"
 
 Json = dict[str, Any]
 
 
 def render(name: str, *values: Any) -> str:
-    """A part of the page: a macro of ``fragments.html``."""
+    """Returns the HTML of a macro of ``fragments.html``."""
     macros = ENVIRONMENT.get_template(f"{TEMPLATES}/fragments.html").module
     return str(getattr(macros, name)(*values))
 
 
 def difference(original: str, text: str, limit: float) -> str:
-    """The edit so far, with a warning where more than a share ``limit`` of the words changed."""
+    """Returns the changes as HTML, with a warning if the word change ratio is above ``limit``."""
     metrics, parts = minimality.measure(original, text), mark_changes(original, text)
     return render("difference", metrics, parts, limit, text != original and not metrics.changes)
 
 
 @dataclasses.dataclass(frozen=True)
 class Page:
-    """The actions of a name."""
+    """The actions; each takes a tab's texts as a draft and the data of the request."""
 
     store: Annotations
     limit: float  # share of changed words above which an edit is no longer minimal
 
     def act(self, name: str, data: Mapping) -> Json:
-        """What a tab shows after an action; ``data`` has the ``action`` and the tab's texts."""
+        """Runs the ``action`` in ``data`` with the tab's texts; returns what the tab shows."""
         try:
             action, typed = ACTIONS[ACTIONS.index(data["action"])], _read_typed(name, data)
         except (KeyError, TypeError, ValueError, OverflowError) as error:
@@ -60,11 +60,11 @@ class Page:
         except InputError as error:
             if action not in ("save", "skip"):
                 raise
-            # What it is refused for may have been decided in another tab: this one is told.
+            # Show why, for example that another tab decided the row, and keep the text.
             return {**self.draft(typed, data), "message": f"{error}.", "wrong": True}
 
     def view(self, name: str, message: str = "", put_back: str | None = None) -> Json:
-        """The annotator's row, or the next one. What was saved stays saved if this fails."""
+        """Returns the annotator's open or next row; an InputError is shown as a message."""
         try:
             item = self.store.take(name, put_back)
         except InputError as error:
@@ -95,7 +95,7 @@ class Page:
         return item, dataclasses.replace(typed, text=restore_line_ends(typed.text, item.original))
 
     def open(self, typed: Decision, data: Mapping) -> Json:
-        """The view after a reload, with the text that was typed, if it was for the same input."""
+        """Returns the view after a reload; keeps the typed text if it is for the same item."""
         item = self.store.take(typed.annotator)
         if item and item.id == typed.id and data.get("digest") == input_digest([item]):
             self.store.draft(self.with_line_ends(typed)[1])
@@ -108,7 +108,7 @@ class Page:
         return {"progress": counts, **self.compare(item, draft.text)}
 
     def save(self, typed: Decision, data: Mapping) -> Json:
-        """Saves the edit; one beyond the limit only after a second question."""
+        """Saves the edit; asks for confirmation first if it is beyond the limit."""
         item, edit = self.with_line_ends(typed)
         ratio = minimality.measure(item.original, edit.text).word_change_ratio
         if ratio > self.limit and edit.text.strip() and data.get("confirmed") is not True:
@@ -140,7 +140,7 @@ class Page:
         return {}
 
     def rows(self, typed: Decision, data: Mapping) -> Json:
-        """The annotator's decisions that have a text, the last first."""
+        """Lists the annotator's decisions that contain the searched text, latest first."""
         search = str(data.get("search", "")).casefold()
         matches = []
         for decision in reversed(self.store.decisions(typed.annotator)):
@@ -153,7 +153,7 @@ class Page:
         return {"list": render("decisions", rows, len(matches))}
 
     def versions(self, typed: Decision, _: Mapping) -> Json:
-        """All that the annotator had in a row, and the texts that it came with."""
+        """Lists the annotator's texts of a row, latest first, and the texts in the input."""
         item, name = self.store.item(typed.id), typed.annotator
         texts: dict[str, str] = {}
         for time, version in self.store.versions(name, item.id):
@@ -167,7 +167,7 @@ class Page:
 
 
 def _read_typed(name: str, data: Mapping) -> Decision:
-    """The texts of a tab as a draft; raises ValueError or TypeError for anything else."""
+    """Returns a tab's texts as a draft; raises ValueError or TypeError if they are invalid."""
     texts = [data.get(key, "") for key in ("row", "text", "comment")]
     tags = tuple(data.get("tags", ()))
     for text in (*texts, *tags):

@@ -1,9 +1,9 @@
-"""Serves the page on this machine; other machines reach it only if the user asks for that.
+"""Serves the annotation page; other machines reach it only if the user asks for that.
 
-One page with its style and script in it, and one address for its actions, so that it works under
-any path. A browser is told to run and to connect to nothing else (Content-Security-Policy).
-Requests from other sites' pages, or to another host's name (DNS rebinding), are refused, unless it
-is the proxy's of ``root_path``.
+There is one page, with its style and script in it, and one address for its actions, so that it
+works under any path. The Content-Security-Policy allows no other scripts and connections.
+Requests from pages of other sites, or with another host name (DNS rebinding), are refused, except
+for those through the proxy of ``root_path``.
 """
 
 import asyncio
@@ -28,16 +28,16 @@ LONGEST_NAME = 60
 PASSWORD = "FGRLHF_ANNOTATE_PASSWORD"
 LOCAL = ("127.0.0.1", "localhost", "::1")
 ANY = ("0.0.0.0", "::")
-HEARTBEAT = 20.0  # seconds, at most, between two signs of life of a tab
+HEARTBEAT = 20.0  # maximal seconds between two pings of a tab
 BEHIND_A_PROXY = (
     "If a proxy passes the page on, start it with --config.root_path=https://HOST/PATH, "
     "as people's browsers show it."
 )
-LARGEST = 12 * LONGEST + 100_000  # bytes of a request: a character takes up to 12 as JSON
+LARGEST = 12 * LONGEST + 100_000  # maximal bytes of a request: a character takes up to 12 as JSON
 
 
 def password() -> str:
-    """The password from the environment; "" where none is set."""
+    """Returns the password in the environment, "" if unset; raises InputError if it is empty."""
     value = os.environ.get(PASSWORD)
     if value is not None and not value.strip():
         raise InputError(f"{PASSWORD} is set but empty; give a password or unset it")
@@ -45,7 +45,7 @@ def password() -> str:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket, so that nobody else takes the port; InputError where there is none."""
+    """Returns a listening socket; raises InputError if the host or port cannot be used."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family, backlog=128)
@@ -59,7 +59,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def read_guidelines(path: str) -> str:
-    """The HTML of a file of Markdown, in which HTML is text; "" for no file."""
+    """Returns the HTML of a Markdown file, with HTML in it escaped; "" for no file."""
     if not path:
         return ""
     from markdown_it import MarkdownIt
@@ -72,7 +72,7 @@ def read_guidelines(path: str) -> str:
 
 
 def clean_name(text: str) -> str:
-    """An annotator's name as it is recorded; raises InputError for an empty or unprintable one."""
+    """Normalizes an annotator's name; raises InputError if it is empty, too long or unprintable."""
     name = " ".join(unicodedata.normalize("NFC", text or "").split())
     if not name:
         raise InputError("give your name: it is written beside every edit that you make")
@@ -82,7 +82,7 @@ def clean_name(text: str) -> str:
 
 
 def known_name(name: str, known: Sequence[str]) -> str:
-    """The spelling that is known of a name, whatever its case and blanks; "" for a new name."""
+    """Returns the known name that differs only in case and blanks; "" for a new name."""
     folded = ["".join(unicodedata.normalize("NFKC", n).casefold().split()) for n in (name, *known)]
     return known[folded.index(folded[0], 1) - 1] if folded[0] in folded[1:] else ""
 
@@ -156,7 +156,7 @@ class App:
             print(f"warning: {error}", file=sys.stderr, flush=True)
 
     def refusal(self, headers: Mapping[str, str]) -> str:
-        """Why a request is not answered, with what to do; "" where it is."""
+        """Returns why a request is refused and what to do; "" if it is accepted."""
         host, origin = headers.get("host", "").lower(), headers.get("origin")
         try:
             name = urllib.parse.urlsplit(f"//{host}").hostname or ""
@@ -190,7 +190,7 @@ class App:
         return await run_in_threadpool(self.page.act, name, data)
 
     async def enter(self, data: Mapping) -> dict[str, Any]:
-        """Checks the password (one guess a second for all clients) and asks about a new name."""
+        """Checks the password, one wrong one a second, and name; returns a token or a question."""
         name = clean_name(str(data.get("name", "")))
         if self.guessing.locked():
             raise InputError("somebody gave a wrong password just now; try again in a second")
@@ -213,7 +213,7 @@ class App:
 
 
 def serve(app: Callable, bound: socket.socket) -> None:
-    """Serves an application until Ctrl-C, on a socket of :func:`listen`."""
+    """Serves an ASGI application until Ctrl-C, on a socket of :func:`listen`."""
     import uvicorn
 
     options = {"log_level": "warning", "ws": "none", "lifespan": "off", "proxy_headers": False}

@@ -1,11 +1,11 @@
-"""Assigns rows to annotators and keeps their decisions, each on the disk before the next row shows.
+"""Assigns rows to annotators and stores each decision on disk before the next row is shown.
 
-    OUTPUT.jsonl          the edits that stand, written from the database
+    OUTPUT.jsonl          the current edits, written from the database
     OUTPUT.jsonl.sqlite   the database (database.py)
 
-An annotator has one row open at a time, the same in all tabs, and decides it: edited, fine as it is
-(nothing changed) or skipped. Nobody else gets it, unless `overlap` asks for several people a row,
-or that annotator's browser has been silent for `release_after` seconds and no other row is left.
+An annotator has one open row at a time, the same in all tabs, and decides it: edited, fine (nothing
+changed) or skipped. A row goes to at most `overlap` annotators at a time. One whose browser has
+sent nothing for `release_after` seconds loses the row to another who has no other row left.
 """
 
 import contextlib
@@ -36,22 +36,22 @@ DECIDED = "standing AND event IN ('edited', 'fine', 'skipped')"
 
 
 def database_path(output: str | os.PathLike) -> Path:
-    """The database that belongs to a file of edits."""
+    """Returns the path of the database that belongs to a file of edits."""
     output = Path(output).resolve()
     return output.with_name(output.name + ".sqlite")
 
 
 class Annotations(contextlib.AbstractContextManager):
-    """The rows, who has them open, and the decisions. Any method may be called from any thread.
+    """Rows, their assignments and the decisions on them; all methods are thread-safe.
 
     Args:
       items: in the order in which they are assigned; their ids are distinct.
-      output: FILE.jsonl of edits, new or continued; new, it begins with the log of an earlier
-        version (``imported_log``), or else with the decisions ``imported`` from another tool.
+      output: FILE.jsonl of edits. A new database starts with the events of an earlier version's
+        log (``imported_log``), or else with the decisions ``imported`` from another tool.
       overlap: how many people edit each row.
-      release_after: seconds of silence after which an open row may be assigned to somebody else.
+      release_after: seconds without a request after which an open row may go to somebody else.
 
-    Raises InputError when the files are of another input, hold something else, or are unwritable.
+    Raises InputError if the files belong to another input, are of another kind, or are unwritable.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Annotations(contextlib.AbstractContextManager):
                     for decision in imported:
                         self._events.record(decision)
             self.write_edits()
-            with contextlib.suppress(InputError):  # not every file system can
+            with contextlib.suppress(InputError):  # some file systems do not support it
                 self._events.query("PRAGMA journal_mode = WAL")
             self._events.query("UPDATE events SET seen = :now WHERE standing", now=clock())
         except BaseException:
@@ -98,13 +98,13 @@ class Annotations(contextlib.AbstractContextManager):
         self.close()
 
     def item(self, id: str) -> Item:
-        """The row of this id; raises InputError where there is none."""
+        """Returns the row with this id; raises InputError if there is none."""
         if id not in self._number:
             raise InputError(f"there is no row {id!r:.60}; load the page again")
         return self.items[self._number[id]]
 
     def take(self, name: str, put_back: str | None = None) -> Item | None:
-        """The annotator's open row; if there is none, or it is ``put_back``, the next free one."""
+        """Returns the open row; opens the next free one if there is none or it is ``put_back``."""
         self.touch(name)
         with self._events.transaction():
             open_id = self._events.open_row(name)
@@ -119,21 +119,21 @@ class Annotations(contextlib.AbstractContextManager):
             return item
 
     def latest(self, name: str, id: str) -> Decision:
-        """What the annotator has of a row so far: the last draft or decision."""
+        """Returns the annotator's last draft or decision of a row, else a draft to start from."""
         item = self.item(id)
         new = Decision(id, name, DRAFT, item.suggestion or item.original)
         return next((version for _, version in self.versions(name, id)), new)
 
     def versions(self, name: str, id: str) -> list[tuple[float, Decision]]:
-        """(time, draft or decision) of all texts that the annotator had in a row, latest first."""
+        """Returns (time, draft or decision) of all texts of an annotator in a row, latest first."""
         condition = "annotator = :name AND row = :id AND text NOT NULL AND event != 'skipped'"
         return self._events.select(condition, name=name, id=id)[::-1]
 
     def draft(self, draft: Decision) -> bool:
-        """Keeps what is typed; False where the annotator no longer has the row open.
+        """Stores a draft; returns False if the annotator no longer has the row open.
 
-        A draft that only adds to the one before replaces it. A text that was there earlier (after
-        a reset, for instance) never does: what it undoes must stay.
+        A draft that only inserts text at one place of the last draft replaces it. An earlier text
+        (after a reset, for instance) is added instead, so that the last draft is not lost.
         """
         name, id = draft.annotator, draft.id
         self.touch(name)
@@ -155,7 +155,7 @@ class Annotations(contextlib.AbstractContextManager):
             return True
 
     def decide(self, decision: Decision) -> Decision:
-        """Records an edit (fine, where nothing was changed) or a skipped row."""
+        """Records a decision and returns it; an edit without a change becomes "fine"."""
         name, id, original = decision.annotator, decision.id, self.item(decision.id).original
         if decision.verdict == SKIPPED:
             decision = dataclasses.replace(decision, text=original)
@@ -167,7 +167,7 @@ class Annotations(contextlib.AbstractContextManager):
             condition = f"{DECIDED} AND annotator = :name AND row = :id"
             for _, before in self._events.select(condition, name=name, id=id):
                 if (before.verdict, before.text) == (decision.verdict, decision.text):
-                    return before  # sent twice
+                    return before  # the request was sent twice
                 raise InputError("not saved: you decided this row before; press Undo to change it")
             if not self._has_room(name, id, count_silent=False):
                 raise InputError(
@@ -180,9 +180,9 @@ class Annotations(contextlib.AbstractContextManager):
             return decision
 
     def reopen(self, name: str, id: str) -> Item | None:
-        """Takes a decision back: that on a row, or the last one if that row ("" for none) is open.
+        """Undoes the decision on a row, or the last one if the row (or "", no row) is open.
 
-        Returns the row, which is open again; None for a tab that is out of date.
+        Returns the row, which is open again, or None if the tab is out of date.
         """
         with self._events.transaction():
             mine = self.decisions(name)[::-1]
@@ -191,7 +191,7 @@ class Annotations(contextlib.AbstractContextManager):
                 return None
             for decision in on_row or mine:
                 if self._has_room(name, decision.id):
-                    # Of a skipped row the draft before it goes on.
+                    # Editing of a skipped row continues with its last draft.
                     text = None if decision.verdict == SKIPPED else decision.text
                     self._events.add(OPEN, decision.id, name, text=text, details=decision.details)
                     self._is_written = False
@@ -202,23 +202,23 @@ class Annotations(contextlib.AbstractContextManager):
         raise InputError(f"{rows} with somebody else now")
 
     def decisions(self, name: str | None = None) -> list[Decision]:
-        """Those that stand, of all annotators or one, in the order in which they were made."""
+        """Returns the current decisions of all annotators or one, in order of time."""
         condition = DECIDED if name is None else f"{DECIDED} AND annotator = :name"
         return [decision for _, decision in self._events.select(condition, name=name)]
 
     def annotators(self) -> list[str]:
-        """The names of all who had a row, in the order in which they came."""
+        """Returns the names of all annotators who had a row, in the order of their first one."""
         names = "SELECT annotator FROM events WHERE annotator != ''"
         rows = self._events.query(f"{names} GROUP BY annotator ORDER BY min(n)")
         return [name for (name,) in rows]
 
     def progress(self, name: str) -> dict[str, Any]:
-        """How far everybody is, and an annotator.
+        """Returns the number of rows, ``overlap``, and counts for all annotators and for one.
 
         Returns:
-          rows; done, those that ``overlap`` people edited or found fine; everybody's edited, fine,
-          skipped and open, and skipped_by {name: rows not done}; mine, the annotator's decisions;
-          left, rows free for them, the open one too; open_elsewhere, rows not done nor left.
+          done: edited or found fine by ``overlap`` people. edited, fine, skipped, open: of all
+          annotators. skipped_by: name -> skipped and not done. mine: decided by the annotator.
+          left: free for the annotator, or open. open_elsewhere: the others that are not done.
         """
         query = "SELECT row, annotator, event FROM events WHERE standing"
         with self._events.transaction():
@@ -243,14 +243,14 @@ class Annotations(contextlib.AbstractContextManager):
         }
 
     def write_edits(self) -> None:
-        """Writes the edits that stand to ``output``, unless this process has since the last one."""
+        """Writes the current edits to ``output`` if this process has not written them yet."""
         if not self._is_written:
             with self._events.transaction():
                 self._events.write_edits(self.output, self.item)
                 self._is_written = True
 
     def _next_free(self, name: str) -> Item | None:
-        """After the row last shown, then from the start; rows of silent annotators at last."""
+        """Returns a row after the last one shown, else from the start, else one open but silent."""
         last = "SELECT row FROM events WHERE annotator = :name ORDER BY n DESC LIMIT 1"
         start = sum(self._number[row] + 1 for (row,) in self._events.query(last, name=name))
         taken = self._events.taken(name)
@@ -262,12 +262,12 @@ class Annotations(contextlib.AbstractContextManager):
         return None
 
     def _has_room(self, name: str, row: str, count_silent: bool = True) -> bool:
-        """Whether fewer than ``overlap`` other people have decided the row or have it open."""
+        """Whether fewer than ``overlap`` other people decided the row or have it open."""
         others, present, _ = self._events.taken(name, row).get(row, (0, 0, 0))
         return (others if count_silent else present) < self.overlap
 
     def _release_silent(self, name: str, row: str) -> None:
-        """Makes room where silent annotators have the row open."""
+        """Closes the row for silent annotators until it has room for another one."""
         for other in self._events.silent(name, row):
             if not self._has_room(name, row):
                 self._events.add(CLOSED, row, other)

@@ -1,16 +1,16 @@
-"""How much an edit changes: the metrics of one edit, and edits that are unusable.
+"""Measures how much an edit changes, and finds edits that are unusable.
 
 With the minimal edit script of the words (``data/words.py``),
 
     word change ratio = (words deleted from the original + words inserted by the edit)
                         / (words of the original + words of the edited response)
 
-where a replaced word counts on both sides: 0 where nothing changed, 1 where nothing is left. The
+where a replaced word counts on both sides. It is 0 if nothing changed, 1 if no word is kept. The
 token change ratio is the same on token ids. (Human edits have medians of about .10 on film
 reviews turned positive, .18 on corrected summaries, .52 on corrected long answers.)
 
-What lies between two unchanged words is one change: an insertion, a deletion, or both, which is a
-replacement. An edit whose changes are all of one kind is of that kind, else it is mixed.
+The words between two unchanged words are one change: an insertion, a deletion, or a replacement
+(both). If all changes of an edit are of one kind, it is of that kind, else it is mixed.
 """
 
 import itertools
@@ -24,8 +24,8 @@ from fgrlhf_jax.data.words import align_words, split_words
 KINDS = ("insert", "delete", "replace", "mixed", "none")
 FAULTS = ("empty", "unchanged", "elided", "rewritten")
 
-# What may stand in the place of a part that is left out: "…", "[unchanged]", "# rest as before".
-_START = r"(?:(?<=[.!?:。！？：]\s)|(?<=[.!?:。！？：])|^[ \t]*)"  # of a sentence
+# Placeholders for omitted text: "…", "[unchanged]", "# rest as before".
+_START = r"(?:(?<=[.!?:。！？：]\s)|(?<=[.!?:。！？：])|^[ \t]*)"  # start of a sentence
 _OMISSION = re.compile(
     r"(?:[.․]\s?){3,}|[…⋯‥]|。{2,}|&(?:hellip|#8230|#x2026);|\\l?dots\b|<!--.*?-->|/\*.*?\*/"
     r"|^[ \t]*(?:--|[^\w\s\-\"'“”‘’«(（\[{<【［〔《])[^\n]*$"
@@ -37,20 +37,20 @@ _OMISSION = re.compile(
 _SENTENCE = re.compile(
     r"(?:(?<=[.!?]\s)|(?<=[。！？])|(?<=\n\n))[^.!?。！？\n\d]{1,100}(?:[.!?。！？]+|(?=\n\n|\Z))"
 )
-# The same within a sentence or behind a line of code.
+# A remark within a sentence or after a line of code, as a placeholder.
 _ASIDE = re.compile(
     r"(?:(?<!\w)\(|（)[^()（）\n\d]{1,100}[)）]"
     r"|(?<!\w)([*_]{1,3})(?=\S)[^*_\n\d]{1,100}\1(?!\w)|[ \t](?:[—–#]|--|//)[^\n\d]{1,100}$",
     re.MULTILINE,
 )
-_OMITTED = 8  # words that are missing there, and as many as stand there
-_LEFT_OUT = 20  # words for which a sentence stands, and three times as many as it has
-_MOST_REMARKS = 100  # that are looked at
-LONGEST = 200_000  # characters that are compared: the time grows with their square
+_OMITTED = 8  # minimal number of words that a placeholder omits
+_LEFT_OUT = 20  # the same for a plain sentence or a remark
+_MOST_REMARKS = 100  # maximal number of placeholders that are checked
+LONGEST = 200_000  # maximal number of characters to compare: the time grows with its square
 
 
 class EditMetrics(NamedTuple):
-    """Metrics of one edit; lengths and their change, edited less original, are in words."""
+    """Metrics of one edit; lengths are in words, their change is edited minus original."""
 
     kind: str
     word_change_ratio: float
@@ -64,7 +64,7 @@ class EditMetrics(NamedTuple):
 def measure(
     original: str, edited: str, encode: Callable[[str], Sequence[int]] | None = None
 ) -> EditMetrics:
-    """The metrics of an edit; `encode` gives token ids, without it there is no token ratio."""
+    """Returns the metrics of an edit; `encode` gives the token ids for the token change ratio."""
     before, after = split_words(original), split_words(edited)
     aligned = align_words(before, after)
     unchanged = [(i, j) for i, j in enumerate(aligned.partner_i.tolist()) if j >= 0]
@@ -80,18 +80,18 @@ def measure(
 
 
 def _change_ratio(aligned: Alignment) -> float:
-    """Changed positions of both sides as a share of all; 0 where both sides are empty."""
+    """Returns the share of changed positions on both sides; 0 if both are empty."""
     sides = (aligned.changed_i, aligned.changed_j)
     return float(sum(side.sum() for side in sides) / max(1, sum(side.size for side in sides)))
 
 
 def is_elided(original: str, edited: str) -> bool:
-    """Whether an ellipsis, a text in brackets, a comment or a sentence stands for what is left out.
+    """Whether the edit has a placeholder that is not in the original, for omitted words.
 
-    The original does not have it, and at least eight words are missing there, as many as it has and
-    twice as many as were put in around it. A plain sentence, in any language, or a remark in one,
-    has no number, and most of its words that do not come again and again are its own, and it stands
-    among words of the original; missing are at least twenty, and three times as many.
+    With n words in it, i inserted beside it and m of the original missing there: m must be at least
+    8 and n + 2 i for an ellipsis, a text in brackets or a comment. For a plain sentence, or a remark
+    in one, m must be at least 20 and 3 n + 2 i, and n at least i; it has no digit, and half of its
+    words, without those that the original has three times, are not in the original.
     """
     before = _terms(original.lower())
     remarks = [(match, _OMITTED, 1) for match in _OMISSION.finditer(edited)]
@@ -109,7 +109,7 @@ def is_elided(original: str, edited: str) -> bool:
         sides = partner[: len(first)][::-1], partner[len(first) :]
         inserted = sum(1 for side in sides for _ in itertools.takewhile(lambda j: j < 0, side))
         left, right = ([j for j in side if j >= 0] for side in sides)
-        # A few words of either side, since a word that comes again may be matched far away.
+        # Three words on each side, since a repeated word may be matched far away.
         around = [*[*left, -1][2::-1], *[*right, len(before)][:3]]
         missing = max(j - i - 1 for i, j in itertools.pairwise(around))
         rare = [word for word in words if before.count(word) < 3]
@@ -128,10 +128,10 @@ def _terms(text: str) -> list[str]:
 def find_fault(
     original: str, edited: str, max_change_ratio: float = 1.0, ratio: float | None = None
 ) -> str:
-    """Why an edit cannot be learnt from, one of `FAULTS`, or "" for a usable edit.
+    """Returns why an edit is unusable for training, one of `FAULTS`, or "" if it is usable.
 
-    Unchanged: no word differs; rewritten: the word change ratio, ``ratio`` where it is known, is
-    above ``max_change_ratio``; see :func:`is_elided`.
+    unchanged: no word differs; elided: see :func:`is_elided`; rewritten: the word change ratio
+    (``ratio``, if given) is above ``max_change_ratio``.
     """
     if not edited.strip():
         return "empty"

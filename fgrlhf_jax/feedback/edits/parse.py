@@ -1,16 +1,16 @@
-"""Reads the edited response out of a model's reply.
+"""Extracts the edited response from a model's reply.
 
-Where a reply was asked for in a form, a JSON object or a pair of tags, only that form is read. For
-a prompt that asks for none (the paper's), the original decides what belongs to the edit:
+If the prompt asks for a form, a JSON object or a pair of tags, only that form is read. If it asks
+for none (the paper's prompt), text around the edit is found by comparison with the original:
 
-    Hier ist die überarbeitete Antwort:       all of it is inserted, and the rest is prose: goes
-    ```                                       what it encloses is closer to the original: goes
-    The capital of France is Paris.           <- this is the edit
+    Hier ist die überarbeitete Antwort:       removed: all words are inserted, and prose follows
+    ```                                       removed: the text inside is closer to the original
+    The capital of France is Paris.           the edit
     ```
-    Ich habe die Stadt berichtigt.            goes with the fence; without one it may be an added
-                                              sentence: nothing is guessed, the reply is doubtful
+    Ich habe die Stadt berichtigt.            removed with the fence; without a fence it may be an
+                                              added sentence, so the reply is rejected as doubtful
 
-No rule knows a word of any language. Distances are Levenshtein's, in words.
+No rule uses words of a language. Distances are Levenshtein distances in words.
 """
 
 import contextlib
@@ -27,40 +27,40 @@ from rapidfuzz.distance import Indel, Levenshtein
 from fgrlhf_jax.data.words import INSERTED, WORD, mark_changes, split_words
 
 Span = tuple[int, int]
-_UNRELATED = 0.6  # share of changed words from which a text is no version of the original
-_MOST_DELIMITERS = 8  # that may open, and that may close, an enclosed edit
-_LONGEST_FRAME = 40  # sentences or lines that are looked at before an edit, and behind it
+_UNRELATED = 0.6  # share of changed words from which a text is not an edit of the original
+_MOST_DELIMITERS = 8  # maximal number of opening, and of closing, delimiters that are tried
+_LONGEST_FRAME = 40  # maximal number of sentences or lines checked before and after an edit
 _TAG = (
     r"[<◁][/|｜]?[^<>◁▷\s!]{1,60}(?:\s+[\w:-]+=[^<>\n]{1,60})?[>▷]|<!\[CDATA\[|\]\]>"
     r"|\[/?[A-Z][A-Z_]*\]|\[/\w+\]"
 )
 _MARK = re.compile(rf"{_TAG}|^[ \t]*(?:`{{3,}}|~{{3,}})[^`<[\n]*$", re.MULTILINE)  # tags and fences
 _OPENING_TAG = re.compile(r"[<◁\[](\w{2,})[>▷\]]")  # "<s>" has no end
-# Of Markdown, HTML, CriticMarkup, wdiff and LaTeX.
+# Marks of changes in Markdown, HTML, CriticMarkup, wdiff and LaTeX.
 _CHANGE_MARKS = re.compile(r"~~|</?(?:ins|del|s|strike)>|\{--|\{\+|\[-[^\[\]]+-\]|→|\\sout\b")
 _EMPHASIS = re.compile(r"(\*\*|__|<(\w+)>).+(?:\1|</\2>)", re.DOTALL)
 _QUOTED_LINES = re.compile(r"(?:^[ \t]*>.*(?:\n|\Z))+", re.MULTILINE)
-_SAME_TWICE = "\"'`*_"  # signs that open and close
+_SAME_TWICE = "\"'`*_"  # characters that both open and close
 _OPENING = re.compile(rf"^[ \t]*(([{_SAME_TWICE}])\2*|[^\s{{[])", re.MULTILINE)
 _CLOSING = re.compile(rf"((?<![{_SAME_TWICE}])([{_SAME_TWICE}])\2*|[^\s}}\]])[ \t]*$", re.MULTILINE)
 _LINE = re.compile(r"\S.*")
-_ITEM = re.compile(r"\s*(?:[-*+•–|#>`~]|\(?\w{1,3}[.)]\s)")  # of a list, a table, a block of code
+_ITEM = re.compile(r"\s*(?:[-*+•–|#>`~]|\(?\w{1,3}[.)]\s)")  # item of a list, a table, code
 _SENTENCE_END = re.compile(r"(?:[.!?:…][*_\"')]*(?=\s)|[。！？：]|\n)\s*")
 _LABEL = re.compile(r"\W{0,3}(?:\w{1,30}\W{1,3}){0,3}?\w{1,30}\s?(?::(?![\w/])|[：﹕︰])")
-_NO_ENDS, _QUOTES = "|*_~#<>=—–$", '"“”«»'  # of a text
-_ESCAPED = re.compile(r"&(?:amp|lt|gt|quot|apos|#0*39|#x0*27);")  # what a form may ask for
-_REMARK = re.compile(  # in brackets, or behind a slash …
+_NO_ENDS, _QUOTES = "|*_~#<>=—–$", '"“”«»'  # at the end of a text
+_ESCAPED = re.compile(r"&(?:amp|lt|gt|quot|apos|#0*39|#x0*27);")  # escapes that a form may need
+_REMARK = re.compile(  # in brackets, or after "#", "/", "|" or "<"
     r"(?<!\s)\s*+[(\[{（【［][^()\[\]{}（）【】［］]*+[)\]}）】］][^\w(\[{（【［]*\Z"
     r"|(?<=[.!?…。！？])(?:\s++[#/|]|\s*+<).*+\Z"
 )
 
 
 class Doubtful(Exception):
-    """What a reply has around the edit may be a part of it."""
+    """Text around the edit in a reply may be a part of the edit."""
 
 
 def read_tags(reply: str, tag: str) -> str | None:
-    """The text in the only pair of tags, or None; a block of thoughts before it may hold others."""
+    """Returns the text in the only pair of tags, or None; a block of thoughts is ignored."""
     opening, closing = f"<{tag}>", f"</{tag}>"
     start = reply.rfind(opening)
     marks = [mark for mark in re.finditer(_TAG, reply[: max(start, 0)]) if tag not in mark[0]]
@@ -74,10 +74,10 @@ def read_tags(reply: str, tag: str) -> str | None:
 
 
 def unwrap(reply: str, original: str) -> str:
-    """The edit in a reply, or in its form, without what stands around it and not in the original.
+    """Returns the edit in a reply, or in the text of its form, without text added around it.
 
-    Raises Doubtful where more than one part of the reply could be the edit, or a sentence around it
-    a part of it, or "&amp;", "\\n" or "\\_" may be the form's.
+    Raises Doubtful if several parts of the reply could be the edit, if a sentence around it could
+    be a part of it, or if "&amp;", "\\n" or "\\_" could be an escape of the form.
     """
     text, original = reply.strip(), original.strip()
     while inner := _inside_json(text, original) or _enclosed(text, original):
@@ -91,7 +91,7 @@ def unwrap(reply: str, original: str) -> str:
     return _without_frame(text, original)
 
 
-@functools.lru_cache(maxsize=128)  # texts are compared again and again
+@functools.lru_cache(maxsize=128)  # each text is compared many times
 def _words(text: str) -> list[str]:
     return split_words(text)
 
@@ -101,9 +101,9 @@ def _distance(text: str, original: str) -> int:
 
 
 def _choose(parts: Mapping[str, Span], text: str, original: str) -> str:
-    """The part closest to the original, "" where what is outside is wanted too.
+    """Returns the part closest to the original, "" if the text outside is a part of the edit too.
 
-    ``parts`` are texts and where they are: one that is about as close must not come behind it.
+    ``parts`` are texts and their places. Raises Doubtful if a part after it is about as close.
     """
     ratios = {
         part: Indel.normalized_distance(_words(original), _words(part)) for part in parts if part
@@ -121,7 +121,7 @@ def _choose(parts: Mapping[str, Span], text: str, original: str) -> str:
 
 
 def _inside_json(text: str, original: str) -> str:
-    """The string in a JSON value that is closest to the original."""
+    """Returns the string in a JSON value that is closest to the original, or ""."""
     try:
         strings = list(_strings(json.loads(text, strict=False)))
     except (ValueError, RecursionError):
@@ -138,9 +138,9 @@ def _strings(value) -> Iterator[str]:
 
 
 def _enclosed(text: str, original: str) -> str:
-    """The text between tags, special tokens, fences, or signs around whole lines.
+    """Returns the text between tags, special tokens, fences, or signs around whole lines, or "".
 
-    Where the text with its delimiters is closer to the original, it has them too, and they stay.
+    Delimiters with which the text is closer to the original are kept.
     """
     marks = [match.span() for match in _MARK.finditer(text)]
     marks = marks[:_MOST_DELIMITERS] + marks[_MOST_DELIMITERS:][-_MOST_DELIMITERS:]
@@ -161,33 +161,33 @@ def _enclosed(text: str, original: str) -> str:
     chosen = _choose(inside, words, original)
     a, b, c, d = texts.get(chosen, (0, 0, 0, 0))
     if (tag := _OPENING_TAG.fullmatch(text, a, b)) and tag[1] not in text[c:d]:
-        raise Doubtful  # a thought that does not end
+        raise Doubtful  # an unclosed block of thoughts
     return chosen
 
 
 def _signs(pattern: re.Pattern, text: str) -> list[Span]:
-    """Where quotes, brackets and the like stand, at the starts or the ends of lines."""
+    """Returns the spans of quotes, brackets and similar signs, at the starts or ends of lines."""
     matches = pattern.finditer(text)
     return [m.span(1) for m in matches if m[2] or re.match("P[ifse]", unicodedata.category(m[1]))]
 
 
 def _encloses(text: str, a: int, b: int, c: int, d: int, original: str) -> bool:
-    """Whether the signs at a:b and c:d are a pair, and not of two pairs."""
+    """Whether the signs at a:b and c:d are one pair, rather than parts of two pairs."""
     if text[a] in _SAME_TWICE and text[a:b] != text[c:d]:
         return False
     names = (unicodedata.name(sign, "") for sign in (text[a], text[c]))
     if len({re.sub("LEFT|RIGHT|.*QUOTATION.*", "", name) for name in names}) > 1:
         return False
     either = "|".join(map(re.escape, {text[a:b], text[c:d]}))
-    between = re.search(rf"(?<!\w)(?:{either})|(?:{either})(?!\w)", text[b:c])  # not don't
+    between = re.search(rf"(?<!\w)(?:{either})|(?:{either})(?!\w)", text[b:c])  # no apostrophes
     return not between or len(re.findall(either, text[b:c])) == len(re.findall(either, original))
 
 
 def _without_frame(text: str, original: str) -> str:
-    """Without a line that announces the edit and a question behind it; other sentences are doubt.
+    """Removes a line that announces the edit and a question after it; Doubtful for other sentences.
 
-    What a colon introduces within a response is a list, a table or code: a first line that ends in
-    a colon, is not in the original and stands before prose is about the response.
+    A new first line that ends in a colon announces the edit if prose follows: within a response, a
+    colon introduces a list, a table or code.
     """
     edit, more_lines = text, len(_LINE.findall(text)) > len(_LINE.findall(original))
     starts = [match.end() for match in _SENTENCE_END.finditer(edit)]
@@ -210,7 +210,7 @@ def _without_frame(text: str, original: str) -> str:
     ends = rf"(?<![A-Z\d])(?:{last}|[.!?…。！？])[*_\"'”’)]*+\s*+(?!\W*[a-z])(?=\D{{1,200}}\Z)"
     places = [match.end() for match in re.finditer(ends, edit)]
     starts += [n for n in places if _is_new(edit[n:], original + edit[:n], 10)]
-    starts += [n for n in places if edit[n - 1] in ".!?" and edit[n].isalpha()]  # glued
+    starts += [n for n in places if edit[n - 1] in ".!?" and edit[n].isalpha()]  # no space between
     if _ends_in(edit, "QUESTION MARK"):
         starts += [0, *(match.end() for match in _SENTENCE_END.finditer(edit))][-1:]
     starts.sort(reverse=True)
@@ -221,12 +221,12 @@ def _without_frame(text: str, original: str) -> str:
         if not (inserted and is_line and _ends_in(behind, "QUESTION MARK")):
             raise Doubtful
     if edit == original != text or _looks_framed(edit, original):
-        raise Doubtful  # what was taken off is all that was changed, or more is to be
+        raise Doubtful  # only the removed text was new, or more has to be removed
     if any(edit.count(mark) > original.count(mark) for mark in _CHANGE_MARKS.findall(edit)):
-        raise Doubtful  # "~~Lyon~~ Paris": both texts
+        raise Doubtful  # "~~Lyon~~ Paris" has both texts
     new = [part.strip() for kind, part in mark_changes(original, edit) if kind == INSERTED]
     if new and all(map(_EMPHASIS.fullmatch, new)):
-        raise Doubtful  # "**Paris**": shows what is new
+        raise Doubtful  # "**Paris**" marks the change
     ends = (edit, original, 0), (edit[::-1], original[::-1], 2)
     if any(_count_signs(a) > _count_signs(b) + usual for a, b, usual in ends):
         raise Doubtful  # "- ", "\\boxed{…}", "###"
@@ -234,14 +234,14 @@ def _without_frame(text: str, original: str) -> str:
 
 
 def _is_new(part: str, text: str, most: int = 1000) -> bool:
-    """Whether a part has at most so many words, and a text less than half of them."""
+    """Whether a part has at most ``most`` words, of which a text has less than half."""
     known = {word.lower() for word in _words(text)}
     words = [word.lower() for word in _words(part) if word[0].isalnum()]
     return len(words) <= most and len(words) < 2 * sum(w not in known for w in words)
 
 
 def _looks_framed(edit: str, original: str) -> bool:
-    """Whether its ends are a label, other words or half a pair, or it is a text twice."""
+    """Whether an edit has a label, added text or half a pair at an end, or is a text twice."""
     lines = [line for line in _LINE.findall(edit) if line[0] == "#" or not _ITEM.match(line)]
     counts = [[len(p.findall(t)) for p in (_LINE, _SENTENCE_END)] for t in (edit, original)]
     more_lines, more_sentences = (a > b for a, b in zip(*counts, strict=True))
@@ -270,7 +270,7 @@ def _looks_framed(edit: str, original: str) -> bool:
 def _frame(
     text: str, original: str, cuts: Sequence[int], *, before: bool, mostly: bool
 ) -> tuple[int, bool]:
-    """The last cut, or 0, beyond which all words (``mostly``: half) are inserted; if all are."""
+    """Returns the last cut outside which all words (``mostly``: half) are new, or 0; if all are."""
     distance, words, last, inserted = _distance(text, original), len(_words(text)), 0, True
     for cut in cuts[:_LONGEST_FRAME]:
         rest = text[cut:] if before else text[:cut]
@@ -286,12 +286,12 @@ def _frame(
 
 
 def _count_signs(text: str) -> int:
-    """The characters before the first letter or digit; a picture, as no ° is, counts as several."""
+    """Counts the characters before the first letter or digit; an emoji (but not °) counts as 3."""
     signs = itertools.takewhile(lambda character: not character.isalnum(), text)
     return sum(3 if sign >= "⌀" and unicodedata.category(sign) == "So" else 1 for sign in signs)
 
 
 def _ends_in(line: str, name: str) -> bool:
-    """Whether the last character is a colon, a question mark … of any script."""
+    """Whether the last character has this Unicode name, COLON for instance, in any script."""
     sign = line.rstrip("*_ \t)\"'")[-1:] or " "
     return f" {unicodedata.name(sign, '')}".endswith(f" {name}")

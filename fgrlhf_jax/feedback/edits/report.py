@@ -1,7 +1,7 @@
 """Statistics of the edits in a file: how minimal they are, their kinds and annotators, examples.
 
-Records in, a dict out, which is the report's JSON; :func:`render_page` makes HTML of the dict,
-:func:`format_figures` and :func:`format_examples` text for a terminal.
+:func:`compute_statistics` returns the report as a dict for JSON. :func:`render_page` renders it as
+HTML, :func:`format_figures` and :func:`format_examples` as text for a terminal.
 """
 
 import itertools
@@ -16,7 +16,7 @@ from fgrlhf_jax.data.records import Edit, shown_prompt
 from fgrlhf_jax.feedback.edits import minimality
 from fgrlhf_jax.report import html
 
-# The metrics of an edit and their names for people.
+# metric of an edit -> its label in a report
 MEASURES = {
     "word_change_ratio": "word change ratio",
     "token_change_ratio": "token change ratio",
@@ -40,20 +40,20 @@ def compute_statistics(
     rejected: Mapping[str, int] | None = None,
     examples: int = 3,
 ) -> dict:
-    """The statistics of edits, ready for JSON.
+    """Returns the statistics of edits as a dict for JSON.
 
     Args:
-      annotators: who made each edit, "" where that is unknown.
-      encode: text to token ids; without it there are no token change ratios.
-      max_change_ratio: as in :func:`minimality.find_fault`; rows beyond it are counted.
-      rejected: reason -> rows that were set aside when the edits were collected.
-      examples: how many of each sort are included.
+      annotators: the annotator of each edit, "" if unknown.
+      encode: function from a text to token ids; without it there are no token change ratios.
+      max_change_ratio: as in :func:`minimality.find_fault`; edits above it are counted.
+      rejected: reason -> number of rows that were rejected when the edits were collected.
+      examples: number of examples of each sort.
 
     Returns:
       n, kinds {kind: n}, shares {kind: share of n}, each of `MEASURES` as {"mean", "median", …},
       histograms {measure: {"edges", "counts"}} (the first and the last bin include values beyond
-      them), faults {fault: n}, aside (the rejected), annotators {name: the same, without
-      histograms}, examples, and rows: the metrics of each.
+      them), faults {fault: n}, aside (``rejected``), annotators {name: n, kinds, shares and
+      measures}, examples, and rows: the metrics of each.
     """
     metrics = [minimality.measure(row.original, row.edited, encode) for row in rows]
     faults = [
@@ -86,7 +86,7 @@ def compute_statistics(
 
 
 def render_page(statistics: Mapping, *, title: str, source: str) -> str:
-    """One HTML page that loads nothing; `source` is where the edits are from."""
+    """Returns a self-contained HTML page; `source` names the origin of the edits."""
     return html.render_page(
         "feedback/edits/assets",
         "edits.html",
@@ -115,7 +115,7 @@ def _summary(metrics: Sequence[minimality.EditMetrics]) -> dict:
 
 
 def histogram(measure: str, values: Sequence[float]) -> dict[str, list]:
-    """Counts between edges: ratios in twentieths, lengths in about thirty round bins."""
+    """Returns counts and bin edges: 20 bins for a ratio, about 30 of a round width for lengths."""
     if measure == "length_change":
         low, high = np.quantile(values, [0.01, 0.99]) if values else (0, 0)
         least = max(1, (high - low) / _NUMBER_BINS)
@@ -130,7 +130,7 @@ def histogram(measure: str, values: Sequence[float]) -> dict[str, list]:
 
 
 def _examples(rows, names, metrics, count: int) -> list[dict]:
-    """Rows with the least, median and most changes, none of them twice."""
+    """Returns distinct rows with the smallest, median and largest word change ratios."""
     order = sorted(range(len(rows)), key=lambda k: (metrics[k].word_change_ratio, k))
     middle = sorted(range(len(order)), key=lambda place: abs(place - (len(order) - 1) / 2))
     sorts = {"least": order, "median": [order[place] for place in middle], "most": order[::-1]}
@@ -155,7 +155,7 @@ def _examples(rows, names, metrics, count: int) -> list[dict]:
 
 
 def _side(parts: Sequence[tuple[str, str]], other: str) -> list[tuple[str, bool]]:
-    """(text, whether it is changed) of one side of a difference, without what is the other's."""
+    """Returns [(text, is changed)] of a difference without the parts of kind ``other``."""
     side = [(text, kind != words.UNCHANGED) for kind, text in parts if kind != other]
     runs = itertools.groupby(side, key=lambda part: part[1])
     texts = [("".join(text for text, _ in run), changed) for changed, run in runs]
@@ -163,13 +163,13 @@ def _side(parts: Sequence[tuple[str, str]], other: str) -> list[tuple[str, bool]
 
 
 def format_figures(statistics: Mapping) -> str:
-    """Tables, histograms and what a filter would set aside, as text."""
+    """Returns tables, histograms and the numbers of unusable edits as text."""
     bars = {measure: _bars(bins) for measure, bins in statistics["histograms"].items()}
     return _render("figures.txt", statistics, bars=bars, measures=MEASURES, quantiles=QUANTILES)
 
 
 def _bars(histogram: Mapping) -> list[str]:
-    """A line for each bin from the first to the last filled one; empty neighbours share a line."""
+    """Returns a line per bin, from the first to the last filled one; empty neighbours share one."""
     counts, edges = histogram["counts"], histogram["edges"]
     starts = [k for k, n in enumerate(counts) if n or not k or counts[k - 1]]
     counts = [counts[k] for k in starts]
@@ -187,7 +187,7 @@ def _bars(histogram: Mapping) -> list[str]:
 
 
 def format_examples(statistics: Mapping, *, colour: bool) -> str:
-    """An example of each sort; without colours, changes are [-deleted-] and {+inserted+}."""
+    """Returns an example of each sort; without colours, changes are [-deleted-], {+inserted+}."""
     return _render("examples.txt", statistics, colour=colour)
 
 

@@ -1,9 +1,9 @@
-"""From a response to the request for a minimal edit, and from the reply to the edit.
+"""Builds the prompt that asks for a minimal edit of a response, and parses the reply.
 
-A reply is asked for in a form that cannot be mistaken: a JSON object where the server holds replies
-to a schema, else a pair of tags that neither the prompt nor the response has. The prompt of the
-paper (Appendix A.1), like any template without {{ reply_form }}, asks for none: then the edit is
-what compares well with the original (parse.py).
+The prompt asks for an unambiguous form: a JSON object if the server enforces a schema, else a pair
+of tags that are in neither the prompt nor the response. The prompt of the paper (Appendix A.1),
+like any template without {{ reply_form }}, asks for no form; then the edit is found by comparison
+with the original (parse.py).
 """
 
 import dataclasses
@@ -28,24 +28,24 @@ SIDES = ("worse", "better")
 PAPER = Path(__file__).with_name("assets").joinpath("paper.jinja").read_text(encoding="utf-8")
 TEMPLATES = {"form": PAPER + "\n{{ reply_form }}\n", "paper": PAPER}
 FIELDS = ("instruction", "input", "response", "reply_form")
-NAME = "edited_response"  # of the tags, and of the field in JSON
+NAME = "edited_response"  # of the tags, and of the JSON field
 SCHEMA = one_field(NAME)
-_NGRAM = 8  # words that are not repeated by chance
+_NGRAM = 8  # length, in words, of a sequence that is not repeated by chance
 
 
 class EditTask(NamedTuple):
-    """A response to edit, and the prompt that it answers as people read it."""
+    """A response to edit, and its prompt as a text or as turns."""
 
     id: str
     instruction: str
     input: str
     response: str
-    messages: tuple[Mapping[str, str], ...] = ()  # of several turns, which instruction transcribes
+    messages: tuple[Mapping[str, str], ...] = ()  # of a chat, transcribed in ``instruction``
     finished: bool = True  # whether the response ended by itself
 
 
 class ParsedEdit(NamedTuple):
-    """The edited response, or why there is none; whether anything around it was taken off."""
+    """The edited response or why there is none; ``unwrapped``: text around it was removed."""
 
     edited: str
     reason: str
@@ -53,7 +53,7 @@ class ParsedEdit(NamedTuple):
 
 
 def make_tasks(rows: Sequence[records.RecordAndRow], side: str = "worse") -> list[EditTask]:
-    """One task a row: an instruction's output, an edit's original, a preference's `side`."""
+    """Returns a task per row, of an instruction's output, an edit's original, a pair's `side`."""
     tasks = []
     for n, (record, fields) in enumerate(rows, 1):
         name = "output"
@@ -68,14 +68,14 @@ def make_tasks(rows: Sequence[records.RecordAndRow], side: str = "worse") -> lis
 
 
 def load_template(path: str = "", name: str = "form") -> PromptTemplate:
-    """The template of a file that shows {{ response }}, or one of `TEMPLATES` for ""."""
+    """Loads a file that shows {{ response }}, or the template ``name`` of `TEMPLATES` for ""."""
     return PromptTemplate(path, TEMPLATES[name], FIELDS, ("response",))
 
 
 def build_prompt(
     task: EditTask, template: PromptTemplate, as_json: bool = False
 ) -> tuple[str, str | None]:
-    """A prompt, and the tag that its reply is in: None for JSON, "" for a reply of no form."""
+    """Returns a prompt and the tag of its reply: None for JSON, "" if it asks for no form."""
     texts = {name: getattr(task, name) for name in FIELDS[:3]}
     shown = [*texts.values(), template.literal_text]
     tag = None if as_json else choose_unused(f"{NAME}{{}}", "_", shown)
@@ -84,7 +84,7 @@ def build_prompt(
 
 
 def describe_form(tag: str | None) -> str:
-    """The sentence that asks for the form; without a tag it is JSON."""
+    """Returns the sentence that asks for the form: a pair of tags, or JSON if ``tag`` is None."""
     whole = "Write out the improved response as a whole"
     if tag is None:
         return f"{whole}, as the field {NAME} of one JSON object and nothing else."
@@ -99,15 +99,15 @@ def parse_reply(
     tag: str | None = "",
     template_text: str = "",
 ) -> ParsedEdit:
-    """The edit in a reply, or the reason why there is none.
+    """Returns the edit in a reply, or the reason why there is none.
 
     Args:
       tag: the form, as :func:`build_prompt` returned it.
-      template_text: what every prompt says, so that a reply which repeats it is recognised.
+      template_text: the template's constant text; a reply that repeats it is rejected.
 
-    Reasons are the faults of :func:`minimality.find_fault`; refusal, cut: the server says so (an
-    edit in a complete pair of tags is whole); unparsed: the reply is not in its form, or repeats
-    the template; doubtful: what stands around the edit may be a part of it.
+    Reasons are the faults of :func:`minimality.find_fault`; refusal, cut: reported by the server
+    (an edit in a complete pair of tags is not cut); unparsed: the reply is not in its form, or
+    repeats the template; doubtful: text around the edit may be a part of it.
     """
     original, text = normalize(task.response).strip(), normalize(reply.text).strip()
     cut = reply.stop == LENGTH
@@ -136,7 +136,7 @@ def _ngrams(text: str) -> set[tuple[str, ...]]:
 
 
 def count_rejected(outputs: Iterable[Path]) -> dict[str, int]:
-    """Reason -> rejected rows in the files beside these edits, the most frequent first."""
+    """Counts the rejected rows in the files beside these edits by reason, most frequent first."""
     counts: Counter[str] = Counter()
     for path in filter(Path.is_file, map(rejected_path, outputs)):
         for number, row in enumerate(read_jsonl(path), 1):

@@ -2,8 +2,8 @@
 
 A row has the reference's response, `output_1`, and the model's, `output_2`; `preference` is 1 where
 the reference's is better, 2 where the model's is, 1.5 for a draw (0 in old files), anything between
-from a judge that says how sure it is, and null where there is no verdict. The win rate is the mean
-of `preference` - 1 over the rows that have one, its error their sample standard deviation / √n.
+from a judge that gives its confidence, and null without a verdict. The win rate is the mean of
+`preference` - 1 over the rows that have one, its error their sample standard deviation / √n.
 Win rates here are in percent and lengths in characters, as on its leaderboards.
 """
 
@@ -26,10 +26,10 @@ _VERDICT_FIELDS = ("shown_first", "said", "reply")
 
 
 class Verdict(NamedTuple):
-    """One answer of a judge: which output it was shown first, and which of the two it chose."""
+    """One reply of a judge: the output that it was shown first, and its choice."""
 
     shown_first: int  # 1 | 2
-    choice: str | None  # "first" | "second" | "tie"; None where the reply is no verdict
+    choice: str | None  # "first" | "second" | "tie"; None if the reply has no verdict
     reply: str
 
 
@@ -49,21 +49,21 @@ class Comparison:
     reason: str = ""  # why there is no preference
     finished_1: bool = True  # whether the response ended by itself
     finished_2: bool = True
-    messages: tuple[records.Message, ...] = ()  # the turns before, in place of an instruction
+    messages: tuple[records.Message, ...] = ()  # turns of a chat, in place of an instruction
 
     @property
     def outcome(self) -> float | None:
-        """1 where the model's response is better, 0 where the reference's is, or between."""
+        """1 if the model's response is better, 0 if the reference's is, or between; or None."""
         return None if self.preference is None else self.preference - 1
 
 
 def prompt_key(record: records.Record | Comparison) -> str:
-    """The prompt in one text, so that rows match whether their input is joined to it or not."""
+    """Returns the prompt as one text, the same for a separate input and one joined to it."""
     return conversations.join_prompt(*records.prompt_key(record))
 
 
 def by_prompt(rows: Iterable) -> dict[tuple[str, int], Any]:
-    """Rows by prompt and how often it stood before: the repeats of two files match in order."""
+    """Returns rows by (prompt, number of earlier rows with it), so that repeats match in order."""
     seen, numbered = Counter(), {}
     for row in rows:
         prompt = prompt_key(row)
@@ -73,7 +73,7 @@ def by_prompt(rows: Iterable) -> dict[tuple[str, int], Any]:
 
 
 def read(path: str) -> list[Comparison]:
-    """The rows of an annotation file (JSON, JSONL or Parquet); InputError for one in no form."""
+    """Reads an annotation file (JSON, JSONL or Parquet); raises InputError for an invalid row."""
     rows = [_comparison(row, where) for where, row in sources.read_rows(path)]
     if not rows:
         raise InputError(f"{path}: holds no rows; give a file with at least one")
@@ -115,7 +115,7 @@ def _comparison(row: Mapping[str, Any], where: str) -> Comparison:
 
 
 def write(path: str | os.PathLike, comparisons: Sequence[Comparison]) -> None:
-    """Writes an annotation file, all or nothing; fields that alpaca_eval lacks only where set."""
+    """Writes an annotation file atomically; fields unknown to alpaca_eval only if they are set."""
     unset = {"verdicts": [], "reason": "", "finished_1": True, "finished_2": True, "messages": ()}
     rows = []
     for comparison in comparisons:
@@ -159,8 +159,8 @@ def summarize(
     Returns:
       win_rate, ``se`` and Wilson's 95 % interval (``win_rate_low``, ``win_rate_high``) over the
       ``n`` rows with a preference; wins, losses, draws; ``unparsed``, the rows without one;
-      ``length`` and ``reference_length``, mean characters over all rows; what ``length_control``
-      makes of them and ``difficulty``; ``first_shown`` and ``verdicts`` (:func:`position_bias`).
+      ``length`` and ``reference_length``, mean characters over all rows; the results of
+      ``length_control.win_rate``; ``first_shown`` and ``verdicts`` (:func:`position_bias`).
     """
     for side in ("generator_1", "generator_2"):
         names = sorted({getattr(comparison, side) for comparison in comparisons} - {""})
@@ -197,7 +197,7 @@ def summarize(
 
 
 def position_bias(comparisons: Sequence[Comparison]) -> tuple[float | None, int]:
-    """How often, in percent, a judge chose the response shown first (50: no bias); of how many."""
+    """Returns the percentage of choices that are of the response shown first, and their number."""
     choices = [verdict.choice for c in comparisons for verdict in c.verdicts]
     first, second = choices.count("first"), choices.count("second")
     return (100 * first / (first + second) if first + second else None), first + second
@@ -206,7 +206,7 @@ def position_bias(comparisons: Sequence[Comparison]) -> tuple[float | None, int]
 def paired_difference(
     model: Sequence[Comparison], other: Sequence[Comparison], seed: int = 0
 ) -> dict[str, float | int]:
-    """Two models against the same reference: the win rate of the first less that of the second.
+    """Returns the win rate of one model minus that of another, against the same reference.
 
     Returns:
       difference, low and high in percent (``win_rate.paired_bootstrap``), not_better (a share),

@@ -1,11 +1,11 @@
 """Judges decide which of two responses is better: a language model, or a Python function.
 
-    comparisons -> requests (every pair in an order of its own, or in both) -> replies -> verdicts
-                -> preferences -> labels to train on, with noise where it is wanted
+    comparisons -> requests (each pair in a random order, or in both) -> replies -> verdicts
+                -> preferences -> labels to train on, optionally with noise
 
-The order in which a model is shown two responses is a hash of the seed, the prompt and the two
-texts, whichever of them is the reference's: the same run sends the same requests, and so does a
-pair whose sides are swapped. Identical responses are a draw without a request, as in alpaca_eval.
+The order in which a model is shown two responses is a hash of the seed, the prompt and both texts,
+not of which one is the reference's. So a repeated run, and one with swapped sides, send the same
+requests. Identical responses are a draw without a request, as in alpaca_eval.
 """
 
 import functools
@@ -32,7 +32,7 @@ LABELS = ("A", "B", "tie")
 
 
 class Question(NamedTuple):
-    """A request about one comparison: which output it shows first, how its reply is to be read."""
+    """A request about one comparison, the output it shows first, and the form of its reply."""
 
     number: int  # of the comparison, from 0
     shown_first: int  # 1 | 2
@@ -41,7 +41,7 @@ class Question(NamedTuple):
 
 
 def load_template(path: str = "") -> PromptTemplate:
-    """The template of a file, the default for ""; InputError unless it shows all but the input."""
+    """Loads a file that shows the instruction and both responses; "" is the default template."""
     default = Path(__file__).with_name("assets").joinpath("judge.jinja").read_text(encoding="utf-8")
     return PromptTemplate(path, default, FIELDS, ("instruction", "first", "second"))
 
@@ -57,11 +57,11 @@ def build_questions(
     labels: Sequence[str] = LABELS,
     as_json: bool = False,
 ) -> list[Question]:
-    """The requests to send, in the order of the comparisons; none for identical outputs.
+    """Returns the requests in the order of the comparisons; none for identical outputs.
 
     Args:
-      labels: what a verdict for the first, the second, and for neither is called.
-      as_json: whether the server holds replies to a schema. If not, and the template shows no
+      labels: names of the verdicts for the first response, the second, and a draw.
+      as_json: whether the server enforces a schema. If not, and the template shows no
         ``reply_form`` (it asks for a label and nothing else), the label is the whole reply.
     """
     with_input = sum(bool(row.input.strip()) for row in comparisons)
@@ -87,7 +87,7 @@ def build_questions(
 
 
 def _hash_of_pair(comparison: Comparison, purpose: str, seed: int) -> float:
-    """In [0, 1), for one purpose: of the seed, the prompt and the outputs in either order."""
+    """Hashes a purpose, a seed, the prompt and the unordered outputs to a number in [0, 1)."""
     outputs = sorted((comparison.output_1, comparison.output_2))
     parts = [purpose, seed, prompt_key(comparison), *outputs]
     digest = hashlib.sha256(json.dumps(parts).encode()).digest()
@@ -95,7 +95,7 @@ def _hash_of_pair(comparison: Comparison, purpose: str, seed: int) -> float:
 
 
 def _lesser_or_other(comparison: Comparison, purpose: str, seed: int) -> int:
-    """1 or 2, one of the outputs by a hash: the same text if the sides are swapped."""
+    """Chooses output 1 or 2 by a hash: the same text if the sides are swapped."""
     lesser = 1 if comparison.output_1 < comparison.output_2 else 2
     return lesser if _hash_of_pair(comparison, purpose, seed) < 0.5 else 3 - lesser
 
@@ -107,7 +107,7 @@ def judge_by_replies(
     annotator: str,
     labels: Sequence[str] = LABELS,
 ) -> list[Comparison]:
-    """The comparisons with the preferences that follow from the replies to ``questions``."""
+    """Returns the comparisons with the preferences in the replies to ``questions``."""
     judged = [replace(row, verdicts=(), annotator=annotator) for row in comparisons]
     for question, reply in zip(questions, replies, strict=True):
         row, choice, text = judged[question.number], None, getattr(reply, "text", "")
@@ -127,7 +127,7 @@ def judge_by_replies(
 
 
 def combine_verdicts(of_row: Sequence[Verdict]) -> float | None:
-    """The preference from one order or both: a draw if they differ, None if one is no verdict."""
+    """Returns the preference of all verdicts: a draw if they differ, None if one has no choice."""
     if any(verdict.choice is None for verdict in of_row):
         return None
     preferences = set()
@@ -138,7 +138,7 @@ def combine_verdicts(of_row: Sequence[Verdict]) -> float | None:
 
 
 def judge_by_function(comparisons: Sequence[Comparison], name: str) -> list[Comparison]:
-    """The comparisons with the preferences of a function, which is called once for each side.
+    """Returns the comparisons with the preferences of a function, called once for each side.
 
     ``module:function`` scores responses as a reward function does; equal scores are a draw.
     """
@@ -156,7 +156,7 @@ def judge_by_function(comparisons: Sequence[Comparison], name: str) -> list[Comp
 def make_labels(
     comparisons: Sequence[Comparison], *, noise: float, draws: str, seed: int
 ) -> tuple[list[dict], Counter]:
-    """Preferences to train on, rows as AlpacaFarm's, and how many are unparsed, draws, flipped.
+    """Returns preferences as AlpacaFarm's rows, and the numbers of unparsed, draws and flipped.
 
     Args:
       noise: share of labels that are flipped, chosen by a hash (AlpacaFarm's simulated annotators

@@ -13,7 +13,7 @@ from fgrlhf_jax.feedback.judges.alpaca_eval import Comparison, by_prompt, prompt
 
 
 class Responses(NamedTuple):
-    """The rows of one or several files of responses, and what the files are called."""
+    """The rows of one or several files of responses, and the names of the files."""
 
     spec: str
     rows: Sequence[records.RecordAndRow]
@@ -22,9 +22,9 @@ class Responses(NamedTuple):
 def match_files(outputs: Responses, reference: Responses, common: bool = False) -> list[Comparison]:
     """Pairs a model's responses (`output_2`) with a reference's (`output_1`) to the same prompts.
 
-    One comparison a prompt, in the order of the reference; a prompt that stands several times in
-    both is matched in order. Raises InputError for a prompt that is in only one of the files, or
-    more often in one; with ``common`` these are left out.
+    Returns a comparison per row of the reference, in its order; rows with the same prompt are
+    matched in order. Raises InputError if a prompt is in only one of the files, or more often in
+    one; with ``common`` such prompts are left out.
     """
     ours, theirs = _by_prompt(outputs), _by_prompt(reference)
     missing = [prompt for prompt in ours if prompt not in theirs]
@@ -55,7 +55,7 @@ def _comparison(response_1: records.RecordAndRow, response_2: records.RecordAndR
 
 
 def _by_prompt(responses: Responses) -> dict[tuple[str, int], records.RecordAndRow]:
-    """The response to each prompt, each with the name of a generator."""
+    """Returns the rows by prompt, with a ``generator`` added if they have none."""
     spec, rows = responses
     names = {str(row.get("generator") or "") for _, row in rows} - {""}
     stems = ", ".join(Path(source).stem for source in split_sources(spec))
@@ -68,11 +68,11 @@ def _by_prompt(responses: Responses) -> dict[tuple[str, int], records.RecordAndR
 
 
 def pair_responses(responses: Responses) -> tuple[list[Comparison], Counter]:
-    """Pairs to be labelled, and how many single responses were left out and why.
+    """Returns pairs to label, and the number of responses left out by reason.
 
-    Rows are pairs, whose label is ignored, or single responses (`launch.generate` with samples=2),
-    of which those in a row to one prompt make pairs, first with second, third with fourth. Empty
-    and identical responses are left out. Raises InputError when there is no pair.
+    Rows are pairs, whose label is ignored, or single responses (`launch.generate` with samples=2).
+    Consecutive ones to the same prompt are paired: first and second, third and fourth. Empty and
+    identical responses are left out. Raises InputError if there is no pair.
     """
     pairs, left_out = [], Counter()
     for _, group in groupby(responses.rows, key=lambda item: prompt_key(item[0])):

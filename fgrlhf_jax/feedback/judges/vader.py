@@ -1,4 +1,4 @@
-"""A judge of sentiment: the VADER lexicon (Hutto and Gilbert 2014), for texts about films, say."""
+"""A judge of sentiment, e.g. of film reviews: the VADER lexicon (Hutto and Gilbert 2014)."""
 
 from collections.abc import Sequence
 
@@ -6,6 +6,6 @@ from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
 
 def judge(prompts: Sequence[str], responses: Sequence[str]) -> list[float]:
-    """The compound score of each response, from -1 (negative) to 1 (positive)."""
+    """Returns the compound score of each response, from -1 (negative) to 1 (positive)."""
     analyzer = SentimentIntensityAnalyzer()
     return [analyzer.polarity_scores(response)["compound"] for response in responses]

@@ -1,9 +1,9 @@
-"""The form in which a judge is asked for its verdict, and the strict reading of that form.
+"""Describes the form of a judge's verdict, and parses it strictly.
 
-A server that holds replies to a JSON schema answers {"verdict": LABEL} and nothing else. Elsewhere
-the last line of the reply is MARKER LABEL, where no text that is shown to the judge has the marker;
-a template that asks for nothing but the label (alpaca_eval's "m" or "M") has it as the whole reply.
-A reply in any other form has no verdict: nothing is guessed from headings, labels or words.
+With a server that enforces a JSON schema the reply is {"verdict": LABEL}. Else its last line is
+MARKER LABEL, with a marker that no text shown to the judge contains. If the template asks for the
+label only (alpaca_eval's "m" or "M"), the label is the whole reply.
+A reply in any other form has no verdict; none is guessed from headings, labels or words.
 """
 
 import json
@@ -16,7 +16,7 @@ CHOICES = FIRST, SECOND, TIE = "first", "second", "tie"
 
 
 def parse_labels(spec: str) -> tuple[str, ...]:
-    """The labels of a list by commas: of the first response, of the second, of a draw if any."""
+    """Parses a comma-separated list of labels: of the first response, the second, and a draw."""
     labels = tuple(label.strip() for label in spec.split(","))
     if "" in labels or len(set(labels)) != len(labels) or len(labels) not in (2, 3):
         raise InputError(
@@ -27,7 +27,7 @@ def parse_labels(spec: str) -> tuple[str, ...]:
 
 
 def describe(labels: Sequence[str], marker: str | None) -> str:
-    """The sentence that asks for the form; without a marker it is JSON."""
+    """Returns the sentences that ask for the form, which is JSON if ``marker`` is None."""
     if marker is None:
         *most, last = (json.dumps({"verdict": label}) for label in labels)
         return f"Reply with one JSON object and nothing else: {', '.join(most)} or {last}."
@@ -39,9 +39,9 @@ def describe(labels: Sequence[str], marker: str | None) -> str:
 
 
 def parse(reply: str, labels: Sequence[str], marker: str | None) -> str | None:
-    """The verdict of a complete reply, one of `CHOICES`; None where it is not in the form.
+    """Returns the verdict in a complete reply, one of `CHOICES`, or None in any other form.
 
-    ``marker`` opens the last line; "" where the label is the whole reply, None for JSON.
+    ``marker`` starts the last line; it is "" if the label is the whole reply, None for JSON.
     """
     text = reply.strip()
     if marker is None:

@@ -1,4 +1,4 @@
-"""Parses the answers of servers, whole or streamed, and replies that follow a JSON schema."""
+"""Parses the answers of servers, complete or streamed, and replies in a JSON schema."""
 
 import json
 from typing import Any
@@ -11,7 +11,7 @@ STOPS = {
     **dict.fromkeys(("refusal", "content_filter", "safety", "recitation", "sensitive"), REFUSAL),
 }
 CACHED = "cache_creation_input_tokens", "cache_read_input_tokens"
-TOKENS = {  # the fields that count the tokens read, and those written
+TOKENS = {  # fields with numbers of input tokens, and of output tokens
     "anthropic": (("input_tokens", *CACHED), ("output_tokens",)),
     "openai": (("prompt_tokens",), ("completion_tokens",)),
 }
@@ -20,11 +20,11 @@ TOKENS = {  # the fields that count the tokens read, and those written
 def parse_answer(
     provider: str, content: bytes, max_tokens: int
 ) -> tuple[str, str, int | None, int | None]:
-    """(text, why it stopped, input tokens, output tokens) of the body of an answer.
+    """Returns (text, stop reason, input tokens, output tokens) of the body of an answer.
 
-    Why it stopped is a message where the body does not follow the protocol, or the reason is
-    unknown; without a reason the text ended, or was cut at ``max_tokens``. Tokens are None where
-    the server does not count them.
+    The stop reason is an error message if the body does not follow the protocol or gives an unknown
+    reason. If the body gives none, it is "length" at ``max_tokens``, else "end". Numbers of tokens
+    are None if the body lacks them.
     """
     data = None
     try:
@@ -39,11 +39,11 @@ def parse_answer(
             message, stop = choice["message"], choice.get("finish_reason")
             text, refusal = _join_parts(message.get("content")), message.get("refusal")
         if data.get("error"):
-            raise ValueError  # beside a text, which may be half of one
+            raise ValueError  # beside a text, which may be incomplete
         text, stop = (refusal, REFUSAL) if refusal else (text, str(stop or None).lower())
         counts = [[usage.get(name) for name in names] for names in TOKENS[provider]]
         read, written = (sum(n for n in row if type(n) is int and n > 0) or None for row in counts)
-        # Half of a surrogate pair is valid JSON, and no text that could be written to a file.
+        # JSON may contain half of a surrogate pair, which cannot be written to a file.
         text = text.encode(errors="replace").decode()
     except (LookupError, AttributeError, RecursionError, TypeError, ValueError) as error:
         message = isinstance(data, dict) and data.get("error")
@@ -56,15 +56,15 @@ def parse_answer(
 
 
 def one_field(name: str, **kind: Any) -> dict:
-    """The JSON schema of {name: text}, which :func:`read_json` reads."""
+    """Returns the JSON schema of {name: text}, which :func:`read_json` parses."""
     fields = {"type": "object", "properties": {name: {"type": "string", **kind}}}
     return {**fields, "required": [name], "additionalProperties": False}
 
 
 def read_json(reply: str, field: str) -> str | None:
-    """The text in a JSON object of one field; None for a reply of any other form."""
+    """Returns the text in a JSON object with one field; None for a reply in any other form."""
     try:
-        value = json.loads(reply, object_pairs_hook=tuple)  # pairs, so that two fields are seen
+        value = json.loads(reply, object_pairs_hook=tuple)  # pairs, to detect repeated fields
     except (ValueError, RecursionError):
         return None
     match value:
@@ -74,7 +74,7 @@ def read_json(reply: str, field: str) -> str | None:
 
 
 def _join_parts(content: Any) -> str:
-    """The text in a content: a text, nothing, or a list of parts, without thoughts."""
+    """Joins the texts in a content (a text, None, a part or a list of parts), without thoughts."""
     parts = [content] if isinstance(content, str | dict) else content or []
     parts = [{"text": part} if isinstance(part, str) else part for part in parts]
     parts = [part for part in parts if not part.get("thought")]  # Gemini's
@@ -82,13 +82,13 @@ def _join_parts(content: Any) -> str:
 
 
 def _join_stream(content: bytes) -> dict:
-    """The answer that a server streams (SSE) unasked; ValueError where its end is missing."""
+    """Joins an answer that a server streams (SSE); raises ValueError if its end is missing."""
     message, stop, usage = {"content": "", "refusal": ""}, None, {}
     lines = [line[5:].strip() for line in content.splitlines() if line.startswith(b"data:")]
     for event in (json.loads(line) for line in lines if line not in (b"", b"[DONE]")):
         if event.get("error"):
             return event
-        # Anthropic's pieces are events of their own, OpenAI's the deltas of a choice.
+        # Anthropic sends pieces as events, OpenAI as deltas of a choice.
         choices = [each for each in event.get("choices") or () if not each.get("index")]
         piece = choices[0] if choices else {} if event.get("choices") else event
         delta = piece.get("delta") or piece.get("content_block") or {}

@@ -1,4 +1,4 @@
-"""A cache of replies, on the disk (fsync) before the next step is taken."""
+"""A cache of replies in SQLite; a stored reply is on the disk (fsync)."""
 
 import contextlib
 import fcntl
@@ -15,18 +15,18 @@ TABLE = f"""
 CREATE TABLE replies (key TEXT PRIMARY KEY, text TEXT NOT NULL, stop TEXT NOT NULL,
   input_tokens INTEGER NOT NULL, output_tokens INTEGER NOT NULL) WITHOUT ROWID;
 PRAGMA user_version = {VERSION}"""
-BUSY_TIMEOUT = 60.0  # seconds to wait for other processes that use it
+BUSY_TIMEOUT = 60.0  # seconds to wait for other processes that write to it
 
 
 class Cache:
-    """Replies by key, in an SQLite file that processes share; InputError where it is unusable."""
+    """Replies by key, in an SQLite file that processes share. Raises InputError if unusable."""
 
     def __init__(self, path: Path):
         advice = "name another cache; what it holds is kept"
         self._database = Database(path, f"cache {path}", advice, BUSY_TIMEOUT)
         with contextlib.ExitStack() as stack:
             stack.callback(self._database.close)
-            with self._database.transaction():  # no other process creates the same table now
+            with self._database.transaction():  # one process creates the table
                 self._database.create(TABLE)
             ((version,),) = self._database.query("PRAGMA user_version")
             if version != VERSION:
@@ -44,14 +44,14 @@ class Cache:
         return Reply(*rows[0][1:]) if rows else None
 
     def put(self, key: str, reply: Reply) -> None:
-        """On the disk when it returns."""
+        """Stores a reply, which is on the disk when this returns."""
         columns = "VALUES (:key, :text, :stop, :input_tokens, :output_tokens)"
         self._database.query(f"INSERT OR IGNORE INTO replies {columns}", key=key, **reply._asdict())
 
     def claim(self, key: str, release: bool = False) -> bool:
-        """Whether no other process has claimed a key; lasts until released, or this one's end."""
+        """Claims a key until its release or the process's end; False if another process has it."""
         operation = fcntl.LOCK_UN if release else fcntl.LOCK_EX | fcntl.LOCK_NB
-        try:  # a byte of the lock file stands for a key; filelock only locks whole files
+        try:  # locks a byte of the file per key; filelock only locks whole files
             fcntl.lockf(self._claims, operation, 1, int(key[:15], 16))
         except OSError as error:
             return error.errno in files.UNSUPPORTED_ERRNOS

@@ -1,7 +1,7 @@
-"""A language model behind a network: ``reply = await Client("openai", model)(Request(prompt))``.
+"""Sends requests to a model's API: ``reply = await Client("openai", model)(Request(prompt))``.
 
-The official clients speak the wire protocols, and try again after a fault. Keys come from the
-environment; no message that leaves this file holds one.
+The official client libraries implement the protocols and retry after errors. Keys come from the
+environment and are removed from all messages.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.feedback.llm.answers import END, LENGTH, REFUSAL, parse_answer
 
-LONGEST_PAUSE = 120.0  # seconds that a server may ask for; beyond, the run stops
+LONGEST_PAUSE = 120.0  # seconds; if a server asks for more, the run stops
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1", "0.0.0.0")
 
 # provider -> (environment variable of the key, address, the official client)
@@ -38,7 +38,7 @@ _UNSUPPORTED = re.compile("(?i)deprecated|support|removed|instead")
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """One prompt. Temperature 0 takes the likeliest tokens, as far as the model allows."""
+    """One prompt. Temperature 0 asks for greedy decoding, which some models do not offer."""
 
     prompt: str
     max_tokens: int = 1024
@@ -47,7 +47,7 @@ class Request:
 
 
 class Reply(NamedTuple):
-    """A text, why it stopped (end | length | refusal, else a fault's message) and its tokens."""
+    """A text, its stop reason (end | length | refusal, or an error message) and token counts."""
 
     text: str
     stop: str
@@ -56,16 +56,16 @@ class Reply(NamedTuple):
 
 
 class Rejected(NamedTuple):
-    """A request that the server refuses however often it is sent, and why."""
+    """The reason why a request can never succeed, so that it is not sent again."""
 
     reason: str
 
 
-Outcome = Reply | Rejected | str  # a text says why there is no reply this time
+Outcome = Reply | Rejected | str  # str: the message of a temporary error
 
 
 def find_fault(reply: Reply) -> str:
-    """Why a reply cannot be used, "" if it can."""
+    """Returns why a reply is unusable, "" if it is usable."""
     if reply.stop not in (END, LENGTH, REFUSAL):
         return reply.stop
     if reply.text.strip() or reply.stop == REFUSAL:
@@ -76,35 +76,35 @@ def find_fault(reply: Reply) -> str:
 
 
 def estimate_tokens(text: str) -> int:
-    """About how many tokens a text has, without a tokenizer: four bytes a token."""
+    """Estimates the number of tokens of a text, at four bytes per token."""
     return -(-len(text.encode(errors="replace")) // 4)
 
 
 class Client:
-    """An async function from a Request to its outcome, for one event loop; then ``aclose``.
+    """An async function from a Request to its outcome, for one event loop; end with ``aclose``.
 
     Args:
-      provider: "anthropic", or "openai" for every server that speaks its chat completions.
+      provider: "anthropic", or "openai" for every server with its chat completions API.
       base_url: another server than the provider's own. One on this machine needs no key.
-      timeout: seconds until the answer to one try must be complete.
-      retries: further tries of the official client; ``before_retry`` is awaited before each.
+      timeout: seconds in which the answer to one try must be complete.
+      retries: retries of the official client; ``before_retry`` is awaited before each.
 
-    Raises InputError for no key, an unusable address, proxy or certificate, or a missing library;
-    a call does for what every request would meet: a wrong key, an unknown model, an empty account.
+    Raises InputError for a missing key or library, an unusable address, proxy or certificate. A
+    call raises it if all requests would fail: a wrong key, an unknown model, an empty account.
     """
 
     def __init__(self, provider, model, *, base_url="", timeout: float = 60, retries: int = 6):
         variable, url, api = PROVIDERS[provider]
         self.url = check_url(base_url) or url
         self.key = os.environ.get(variable, "").strip()
-        self.direct = urllib.parse.urlsplit(self.url).hostname in LOCAL_HOSTS  # by no proxy
+        self.direct = urllib.parse.urlsplit(self.url).hostname in LOCAL_HOSTS  # without a proxy
         if not (self.key or self.direct):
             raise InputError(f"{provider} needs a key; set the environment variable {variable}")
         if not self.key.isascii() or not self.key.isprintable():
             raise InputError(f"{variable} holds characters that no key may have; set it again")
         self.provider, self.model, self.timeout = provider, model, timeout
         self.before_retry: Callable[[], Awaitable[None]] = lambda: asyncio.sleep(0)
-        self.without: set[str] = set()  # fields that this model turned out not to take
+        self.without: set[str] = set()  # fields that the server rejected for this model
         try:
             self.sdk, self.httpx = map(importlib.import_module, (provider, "httpx2"))
         except ImportError as error:
@@ -116,7 +116,7 @@ class Client:
         url = self.url.removesuffix("/v1") if provider == "anthropic" else self.url
         try:
             self.api = getattr(self.sdk, api)(base_url=url, **options)
-        except Exception as error:  # of its parser
+        except Exception as error:  # an invalid address
             raise InputError(f"base_url is not an address ({self._redacted(error)})") from None
 
     async def aclose(self) -> None:
@@ -132,7 +132,7 @@ class Client:
             read = read or estimate_tokens(request.prompt)
             written = estimate_tokens(text) if written is None else written
             return Reply(text, self._redacted(stop), read, written)
-        except ValueError as error:  # a text that no request can hold
+        except ValueError as error:  # a prompt that cannot be encoded
             return Rejected(self._redacted(error))
         except self.sdk.APIConnectionError as error:
             if isinstance(error, self.sdk.APITimeoutError):
@@ -144,27 +144,27 @@ class Client:
         except self.sdk.APIStatusError as error:
             outcome = self._classified(error, body)
         if isinstance(outcome, InputError):
-            raise outcome  # outside the handlers: no exception of the client's hangs on it
+            raise outcome  # outside the handler: without the client's error as its context
         if outcome is not None:
             return outcome
         await self.before_retry()
         return await self(request)
 
     def _redacted(self, text: Any) -> str:
-        """A message of a server or a library as one short line without the key."""
+        """Returns a message of a server or a library as one short line without the key."""
         text = str(text)
         if len(self.key) >= 8:  # shorter keys are placeholders: none, EMPTY, x
             text = text.replace(self.key, "[key]")
         return " ".join(text.split())[:300]
 
     def _classified(self, error, body: dict) -> Rejected | str | InputError | None:
-        """What a status error means; None: the request is sent again without a field."""
+        """Returns what a status error means; None to send the request again without a field."""
         status, pause = error.status_code, _pause(error.response.headers)
         inner = error.body.get("error", error.body) if isinstance(error.body, dict) else error.body
         text = inner.get("message", inner) if isinstance(inner, dict) else inner or error.message
         message = self._redacted(f"{status}: {text}")
         if status == 400 and _UNSUPPORTED.search(message):
-            # Newer models take no temperature, and max_completion_tokens in place of max_tokens.
+            # Newer models accept no temperature, and max_completion_tokens, not max_tokens.
             fields = {"max_tokens": "max_completion_tokens", "extra_body": "temperature"}
             for field, name in fields.items():
                 if field in body and name in message:
@@ -184,9 +184,9 @@ class Client:
 
 
 def _build_http_client(client: Client):
-    """The official client's own HTTP client: every try is announced and limited in time.
+    """Returns the official client's HTTP client, with ``before_retry`` and a timeout per try.
 
-    Nothing is tried again after a pause above LONGEST_PAUSE, or for an account without credit.
+    It does not retry if the server asks for more than LONGEST_PAUSE or the account has no credit.
     """
 
     class Http(client.sdk.DefaultAsyncHttpxClient):
@@ -211,7 +211,7 @@ def _build_http_client(client: Client):
             return Http(trust_env=False, verify=ssl.create_default_context())
         return Http()
     except Exception as error:
-        names = _names_set(_CERTIFICATES if isinstance(error, OSError) else _PROXIES)  # ssl's
+        names = _names_set(_CERTIFICATES if isinstance(error, OSError) else _PROXIES)  # from ssl
         raise InputError(
             f"{' or '.join(names)}: no connection can be made with that of the environment "
             f"({client._redacted(error)}); correct or unset it"
@@ -219,12 +219,12 @@ def _build_http_client(client: Client):
 
 
 def _names_set(variables: Sequence[str]) -> list[str]:
-    """Those of the environment's variables that are not empty, as they are spelt there."""
+    """Returns the names, in their spelling there, of those set in the environment."""
     return [name for name, value in os.environ.items() if name.lower() in variables and value]
 
 
 def _pause(headers: Mapping[str, str]) -> float:
-    """Seconds of a Retry-After, a date counted from the answer's own; 0 where there is none."""
+    """Returns the seconds of a Retry-After, which may be a date after the answer's; 0 for none."""
     for name, unit in (("retry-after-ms", 1000), ("retry-after", 1)):
         with contextlib.suppress(ValueError):
             return max(0.0, float(headers.get(name, "")) / unit)
@@ -236,12 +236,12 @@ def _pause(headers: Mapping[str, str]) -> float:
 
 
 def check_url(base_url: str) -> str:
-    """``base_url`` without blanks around it and its last slash; InputError if it is no address."""
+    """Returns a base_url without blanks and slashes at its end; raises InputError if invalid."""
     base_url = base_url.strip()
     try:
         parts = urllib.parse.urlsplit(base_url or PROVIDERS["openai"][1])
         usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError:  # also of a port that is no number
+    except ValueError:  # for example, a port that is not a number
         usable = False
     if not usable or len(base_url.split()) > 1:
         raise InputError("base_url is not an address; give http://HOST:PORT/v1 or https://…")
@@ -256,7 +256,7 @@ def _body(provider: str, model: str, request: Request, without: set[str]) -> dic
     body: dict[str, Any] = {"model": model}
     body["messages"] = [{"role": "user", "content": request.prompt}]
     body["max_completion_tokens" if "max_tokens" in without else "max_tokens"] = request.max_tokens
-    if "extra_body" not in without:  # not every release of the clients has the argument
+    if "extra_body" not in without:  # some releases of the clients lack a temperature
         body["extra_body"] = {"temperature": request.temperature}
     if request.schema and provider == "anthropic":
         body["output_config"] = {"format": {"type": "json_schema", "schema": request.schema}}

@@ -1,7 +1,7 @@
-"""A checkpoint on this machine in the place of an API: many requests in, their replies out.
+"""Answers requests with a local checkpoint in place of an API.
 
-Requests are sampled together, each with the random key of its own digest, so that a reply depends
-neither on what else is asked nor on when.
+Requests are sampled in batches, each with a random key derived from its own content, so that a
+reply depends neither on the other requests nor on their order.
 """
 
 import hashlib
@@ -18,19 +18,19 @@ from fgrlhf_jax.models.language_model import LanguageModel, SamplingParams, chec
 def connect(
     model: str, *, batch_size: int = 8, max_prompt_length: int = 1024, seed: int = 0, **options
 ) -> Callable[[Sequence[Request]], list[Reply | Rejected]]:
-    """A function from requests to a Reply or a Rejected for each, in their order.
+    """Returns a function from requests to a Reply or a Rejected for each, in order.
 
     Args:
-      max_prompt_length: tokens; a longer prompt is refused, never cut.
-      seed: of the samples of requests with a temperature above 0.
-      options: of ``LanguageModel.load``, which raises InputError for what cannot be used; the
-        function raises it where max_tokens leaves no room for any prompt.
+      max_prompt_length: in tokens; a longer prompt is rejected, never truncated.
+      seed: for sampling requests with a temperature above 0.
+      options: of ``LanguageModel.load``, which raises InputError for an unusable model. The
+        function raises InputError if max_tokens leaves no room for a prompt.
     """
     language_model = LanguageModel.load(model, **options)
 
     def send(requests: Sequence[Request]) -> list[Reply | Rejected]:
         replies: list = [_encode(language_model, r, max_prompt_length) for r in requests]
-        groups = defaultdict(list)  # of what differs in the prompt only
+        groups = defaultdict(list)  # requests that differ only in the prompt
         for number, request in enumerate(requests):
             if not isinstance(replies[number], Rejected):
                 groups[request.max_tokens, request.temperature].append(number)
@@ -53,7 +53,7 @@ def connect(
 
 
 def _encode(model: LanguageModel, request: Request, longest: int) -> list[int] | Rejected:
-    """The prompt's token ids, or why the request is refused."""
+    """Returns the prompt's token ids, or Rejected if it is too long."""
     check_max_new_tokens(request.max_tokens, model.module.cfg)
     ids = model.encode(request.prompt)
     room = min(longest, model.module.cfg.max_position - request.max_tokens)
@@ -63,7 +63,7 @@ def _encode(model: LanguageModel, request: Request, longest: int) -> list[int] |
 
 
 def _digest_words(request: Request) -> tuple[int, int]:
-    """Two 32-bit words of the request's digest."""
+    """Returns two 32-bit words of the request's digest, for its random key."""
     parts = [request.prompt, "", request.max_tokens, request.temperature]
     digest = hashlib.sha256(json.dumps(parts).encode()).digest()
     return tuple(np.frombuffer(digest[:8], np.uint32).tolist())

@@ -1,8 +1,8 @@
-"""Sends many requests to a language model: several at once, paced, within a budget.
+"""Sends many requests to a language model concurrently, with limits on rate and cost.
 
-Every reply is in the cache, on the disk, before the caller sees it, under a hash of everything that
-determines it. A run that was killed, stopped at a cap or left without some replies continues with
-the remaining requests. Replies come in the order of their requests, so that a file made of them is
+Every reply is in the cache on disk before the caller gets it. Its key is a hash of everything that
+determines it. A run that was killed, reached a limit or lacks some replies continues with the
+remaining requests. Replies are yielded in the order of their requests, so that a file of them is
 always a prefix of the complete file. Processes that share a cache send each request once.
 """
 
@@ -28,21 +28,21 @@ from fgrlhf_jax.feedback.llm.client import Client, Outcome, Rejected, Reply, Req
 LOG = logging.getLogger(__name__)
 STORED = "replies that arrived are stored: run again to continue"
 GRACE = 1.0  # seconds for requests in flight when a run is interrupted
-POLL = 0.5  # seconds of one wait: a Ctrl-C that comes just before a wait does not end it
-CLAIM_POLL = 0.05  # seconds between two looks at what another process is sending
-FIRST_PAUSE, LONGEST_PAUSE = 0.5, 8.0  # seconds before an unusable answer is asked for again
+POLL = 0.5  # seconds of one wait; short, since a Ctrl-C just before a wait does not end it
+CLAIM_POLL = 0.05  # seconds between checks of a request that another process is sending
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 8.0  # seconds before a retry after an unusable reply
 
 
 class Stopped(BaseException):
-    """No further try may start. No Exception: the official clients would try again."""
+    """No further try may start. Not an Exception, after which the official clients retry."""
 
 
 @dataclasses.dataclass
 class Usage:
-    """The limits of a run (0: none) and its cost so far; every try counts.
+    """The limits of a run (0: none) and its cost so far, including retries.
 
-    At ``max_refusals`` requests in a row without a reply the run stops. What is in flight at a cap
-    is waited for and counted. ``end`` is why no further try may start.
+    The run stops after ``max_refusals`` consecutive requests without a reply. At a limit, requests
+    in flight are completed and counted. ``end`` is the reason why no further try may start.
     """
 
     concurrency: int = 8
@@ -60,7 +60,7 @@ class Usage:
     next_start: float = dataclasses.field(default=0.0, compare=False)
 
     def begin(self, count: int = 1) -> int:
-        """Counts up to ``count`` tries before they are made; raises InputError at a cap."""
+        """Counts, and returns, up to ``count`` tries in advance; raises InputError at a limit."""
         tokens = self.input_tokens + self.output_tokens
         for name, spent in (("max_requests", self.requests), ("max_tokens", tokens)):
             if 0 < (cap := getattr(self, name)) <= spent:
@@ -71,7 +71,7 @@ class Usage:
         return count
 
     async def before_try(self, retry: bool = True) -> None:
-        """Waits until a try may start, and counts it; raises Stopped where none may."""
+        """Waits until a try may start, and counts it; raises Stopped if no further one may."""
         start = max(time.monotonic(), self.next_start)
         self.next_start = start + 60 / (self.requests_per_minute or math.inf)
         try:
@@ -100,7 +100,7 @@ class Usage:
 
 
 def request_key(identity: dict, request: Request) -> str:
-    """The key of a reply in the cache: sha256 of everything that determines it."""
+    """Returns the key of a reply in the cache: the sha256 of everything that determines it."""
     fields = dataclasses.asdict(request) | {"system": ""}  # as in caches of earlier versions
     if request.schema is None:
         del fields["schema"]
@@ -108,7 +108,7 @@ def request_key(identity: dict, request: Request) -> str:
 
 
 def find_remaining(requests: Sequence[Request], *, cache: Path, identity: dict) -> list[Request]:
-    """The different requests whose replies are not in the cache."""
+    """Returns the distinct requests whose replies are not in the cache."""
     remaining = {request_key(identity, request): request for request in requests}
     if Path(cache).exists():
         with contextlib.closing(Cache(cache)) as stored:
@@ -126,25 +126,25 @@ def collect_replies(
     progress: Callable[[Iterable], Iterable] = iter,
     batch_size: int = 0,
 ) -> Iterator[Reply | Rejected]:
-    """Yields the replies to the requests, each as soon as all before it are known.
+    """Yields the replies in the order of the requests, each as soon as those before it are known.
 
     Args:
       send: a :class:`client.Client`, closed at the end; with ``batch_size`` above 0 a function from
-        at most so many requests to their outcomes. None where all replies are in the cache.
+        at most that many requests to their outcomes. None if all replies are in the cache.
       identity: what determines a reply besides its request: provider, model, address, …
-      progress: wraps the iteration over the requests that are still to be sent.
+      progress: wraps the iteration over the requests that are not in the cache.
 
-    Where a request has no reply after all its tries, the others are still sent, nothing is yielded
-    from its position on, and an InputError is raised at the end.
+    If a request has no reply after all retries, the others are still sent, but no reply from its
+    position on is yielded, and an InputError is raised at the end.
     """
     usage = usage or Usage()
     keys = [request_key(identity, request) for request in requests]
     with contextlib.closing(Cache(cache)) as stored:
-        # By key; None stands for a reply that is in the cache.
+        # By key; None for a reply, which is in the cache.
         arrived: dict[str, Rejected | None] = dict.fromkeys(filter(stored.get, keys))
         usage.cached += sum(key in arrived for key in keys)
         todo = {k: r for k, r in zip(keys, requests, strict=True) if k not in arrived}
-        rejected: dict[str, Rejected] = {}  # since the last reply: perhaps everything is
+        rejected: dict[str, Rejected] = {}  # since the last reply: maybe all are
         failed: dict[str, str] = {}
         waiting, in_a_row = deque(keys), 0
 
@@ -187,9 +187,9 @@ def collect_replies(
 def _send_concurrently(
     todo: dict[str, Request], send, stored: Cache, usage: Usage, _
 ) -> Iterator[tuple[str, Outcome]]:
-    """Yields (key, outcome) in the order of arrival; replies are stored before.
+    """Yields (key, outcome) in the order of arrival, after storing a reply.
 
-    Requests in flight are paid for: at the run's end they are waited for, on closing for a moment.
+    Requests in flight are paid for, so they are awaited: at a limit all, on closing for `GRACE`.
     """
     waiting, tasks, usage.end = iter(todo.items()), {}, None
     if isinstance(send, Client):
@@ -228,7 +228,7 @@ def _send_concurrently(
 
 
 async def _ask(key: str, request: Request, send, stored: Cache, usage: Usage) -> Outcome:
-    """The outcome of one request, which no other process sends meanwhile."""
+    """Returns the outcome of one request, which no other process sends at the same time."""
     while not stored.claim(key):
         if usage.end:
             raise Stopped
@@ -259,7 +259,7 @@ async def _ask(key: str, request: Request, send, stored: Cache, usage: Usage) ->
 def _send_in_batches(
     todo: dict[str, Request], send, stored: Cache, usage: Usage, batch_size: int
 ) -> Iterator[tuple[str, Outcome]]:
-    """Yields (key, outcome) as :func:`_send_concurrently`, for a model on this machine."""
+    """Yields (key, outcome) as :func:`_send_concurrently`, for a local model."""
     items = list(todo.items())
     while items:
         count = usage.begin(min(batch_size, len(items)))
@@ -269,4 +269,4 @@ def _send_in_batches(
             if isinstance(outcome, Reply):
                 usage.add(outcome)
                 stored.put(key, outcome)
-        yield from outcomes.items()  # only when all of them are stored
+        yield from outcomes.items()  # after all of them are stored

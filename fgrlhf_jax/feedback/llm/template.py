@@ -17,7 +17,7 @@ _ENVIRONMENT = jinja2.sandbox.SandboxedEnvironment(
 
 
 def choose_unused(form: str, separator: str, texts: Iterable[str]) -> str:
-    """The first of the form with "", _2, _3 … that no text contains, whatever its case."""
+    """Returns the first of ``form`` with "", _2, _3 … that no text contains in any case."""
     shown = "\n".join(texts).casefold()
     numbers = itertools.chain([""], (f"{separator}{n}" for n in itertools.count(2)))
     names = (form.format(number) for number in numbers)
@@ -25,10 +25,10 @@ def choose_unused(form: str, separator: str, texts: Iterable[str]) -> str:
 
 
 class PromptTemplate:
-    """A template that is known to parse, to use no other fields and to show the required ones.
+    """A valid template that uses only ``fields`` and shows all of ``required``.
 
-    ``path`` is a file of the user's, "" the ``default`` text; ``literal_text`` is what a prompt
-    says whatever its fields are. Raises InputError for a file that is unreadable or no such one.
+    ``path`` is the user's file, "" for the text ``default``; ``literal_text`` is the constant text
+    of all prompts. Raises InputError if the file is unreadable or not such a template.
     """
 
     def __init__(self, path: str, default: str, fields: Sequence[str], required: Sequence[str]):
@@ -60,11 +60,11 @@ class PromptTemplate:
 
     def shows(self, name: str) -> bool:
         """Whether the value of a field is in the prompt."""
-        mark = "\ue000"  # no template has it of its own
+        mark = "\ue000"  # a private-use character that is in no template
         return mark in self.fill({**dict.fromkeys(self.fields, "a text"), name: mark})
 
     def fill(self, values: Mapping[str, str]) -> str:
-        """The prompt with the values of the fields; raises InputError where that fails."""
+        """Returns the prompt with the values of the fields; raises InputError if that fails."""
         try:
             return self._template.render(values)
         except Exception as error:  # a template may compute anything
