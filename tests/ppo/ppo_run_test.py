@@ -16,7 +16,7 @@ import ppo_cases
 import pytest
 import tiny_cases
 from ppo_cases import parse, read_samples, same_run
-from rm_cases import contents, rows, saved, without_clock
+from rm_cases import contents, rows, saved, unexplained, without_clock
 
 from fgrlhf_jax.data import records, sources
 from fgrlhf_jax.data.records import Edit
@@ -57,6 +57,7 @@ VALIDATION |= {"validation/reward_with_missing_eos"}
 
 def test_every_step_has_its_row(ppo_run):
     first, *steps = rows(ppo_run)
+    assert not unexplained(first.keys() | steps[-1].keys())
     mean, std = (first.pop(f"reward/normalization_{name}") for name in ("mean", "std"))
     assert first.keys() == {"step"} | VALIDATION
     assert first["validation/kl"] == pytest.approx(0, abs=1e-5)

@@ -7,7 +7,7 @@ import numpy as np
 import ppo_cases
 import pytest
 from ppo_cases import same_run
-from rm_cases import rows, saved
+from rm_cases import rows, saved, unexplained
 
 from fgrlhf_jax.data.records import Instruction
 from fgrlhf_jax.errors import InputError
@@ -49,6 +49,7 @@ def test_there_is_no_critic_and_the_edits_become_more_likely(rloo_run):
     """No critic in the numbers of a step nor in a checkpoint."""
     _, *steps = rows(rloo_run)
     assert not [name for row in steps for name in row if name.startswith("value/")]
+    assert not unexplained(steps[-1])
     layouts = Checkpoints(rloo_run / "checkpoints")._metadata(max(saved(rloo_run)))["layouts"]
     assert not [name for name in layouts["params"] if name.startswith("critic")]
     losses = [row["ptx/loss"] for row in steps if "ptx/loss" in row]

@@ -21,6 +21,7 @@ from rm_cases import (
     flags,
     rows,
     saved,
+    unexplained,
     without_clock,
 )
 
@@ -71,6 +72,7 @@ def test_what_a_run_leaves(rm_run):
         assert always <= row.keys()
         assert all(math.isfinite(value) for value in row.values())
         assert ("validation/loss" in row) == (row["step"] % EVAL_EVERY == 0)
+        assert not unexplained(row)
     table = json.loads((run_dir / "eval.json").read_text())["validation"]
     assert table["edits"]["n"] == table["preferences"]["n"] == 12
     for name in ("accuracy", "accuracy_changed_only", "auroc_changed", "length_correlation"):

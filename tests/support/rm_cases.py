@@ -1,8 +1,10 @@
 """Runs launch.train_rm in new processes with one device."""
 
+import fnmatch
 import re
 import signal
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from processes import Process, devices
@@ -73,6 +75,20 @@ class Command:
 
 def rows(run_dir: Path) -> list[dict]:
     return read_jsonl(run_dir / "metrics.jsonl")
+
+
+def unexplained(names: Iterable[str]) -> set[str]:
+    """Those of the metrics that docs/metrics.md has no row for.
+
+    In a row `_std` or `/kl` replaces the end of the name before it; `…` stands for any end.
+    """
+    page = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
+    explained = [""]
+    for cell in re.findall("^[|] (`.+?) [|]", page.partition("## Correction")[0], re.M):
+        for name in re.findall("`(.+?)`", cell):
+            before = explained[-1].rpartition(name[0])[0] if name[0] in "_/" else ""
+            explained.append(before + name.replace("…", "*"))
+    return {x for x in names if not any(fnmatch.fnmatchcase(x, each) for each in explained)}
 
 
 def without_clock(run_dir: Path) -> list[dict]:

@@ -14,7 +14,7 @@ import ppo_cases
 import pytest
 import rm_cases
 import tiny_cases
-from rm_cases import contents, rows, saved, without_clock
+from rm_cases import contents, rows, saved, unexplained, without_clock
 
 from fgrlhf_jax.data import sources
 from fgrlhf_jax.data.alignment import align
@@ -182,6 +182,7 @@ def test_what_a_run_leaves(run_of, fields, loss, world):
         assert names | {"grad_norm", "learning_rate", "tokens", "tflops_per_device"} <= row.keys()
         assert all(math.isfinite(value) for value in row.values())
         assert ("validation/loss" in row) == (row["step"] % 2 == 0)
+        assert not unexplained(row)
     assert result.keys() == names | {"n"}
     assert result["n"] == 24  # edits and preferences
     best = min(row["validation/loss"] for row in metrics if "validation/loss" in row)

@@ -19,7 +19,7 @@ import ppo_cases
 import pytest
 import tiny_cases
 from bad_input_cases import damage
-from rm_cases import contents, rows, saved, without_clock
+from rm_cases import contents, rows, saved, unexplained, without_clock
 
 from fgrlhf_jax.data.demonstrations import Demonstration, pad_demonstrations
 from fgrlhf_jax.models import heads
@@ -210,6 +210,7 @@ def test_what_a_run_leaves(sft_run):
     for row in metrics:
         evaluated = {"validation/loss", "validation/accuracy"} if row["step"] % 2 == 0 else set()
         assert row.keys() == {*always.split()} | evaluated
+        assert not unexplained(row)
         assert all(math.isfinite(value) for value in row.values())
     assert metrics[-1]["loss"] < metrics[0]["loss"]
     best = min(row["validation/loss"] for row in metrics if "validation/loss" in row)
