@@ -3,13 +3,16 @@
 The oracles take each side as a list of its own response tokens and never see a mask or padding.
 """
 
+import functools
 import math
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from absl.testing import parameterized
 
 from fgrlhf_jax.functional.preference_losses import (
     LOSSES,
@@ -19,7 +22,6 @@ from fgrlhf_jax.functional.preference_losses import (
     preference_loss,
 )
 
-loss_of = jax.jit(preference_loss, static_argnums=4)
 WEIGHTS = TokenWeights(1.1, 0.9, 0.3, 0.2)
 LIMIT = 0.6
 
@@ -89,33 +91,35 @@ def by_hand(sides, reference, settings: PreferenceSettings) -> float:
     return total / max(count, 1)
 
 
-@pytest.mark.parametrize("junk", [0.0, math.nan])
-@pytest.mark.parametrize("loss", LOSSES)
-def test_losses_are_those_of_the_papers(loss, junk):
-    settings = PreferenceSettings(loss, 0.3, 2.5, False, WEIGHTS, LIMIT)
-    for seed in range(40):
-        sides, reference = draw(seed)
+class PapersTest(chex.TestCase):
+    @chex.variants(with_jit=True, without_jit=True)
+    @parameterized.product(loss=LOSSES, junk=[0.0, math.nan])
+    def test_losses(self, loss, junk):
+        settings = PreferenceSettings(loss, 0.3, 2.5, False, WEIGHTS, LIMIT)
+        drawn = [draw(seed) for seed in range(40)]
+        arrays = [(*padded(sides, junk), jnp.float32(reference)) for sides, reference in drawn]
+        arrays = [jnp.stack(x) for x in zip(*arrays, strict=True)]
         each = [settings, settings._replace(normalize=True, weights=WEIGHTS._replace(kept=0.0))]
-        for variant in each:
-            arrays = *padded(sides, junk), jnp.float32(reference)
-            value, metrics, logprob_22 = loss_of(*arrays, variant)
-            logprob_22 = np.asarray(logprob_22)
-            assert value == pytest.approx(by_hand(sides, reference, variant), rel=1e-4, abs=1e-6)
-            plain = [sum(side.logprob) for side in sides]
-            np.testing.assert_allclose(logprob_22[:, 1], plain, rtol=1e-5)
-            assert metrics["logprob/chosen"] == pytest.approx(plain[0], rel=1e-5)
-            assert metrics["logprob/rejected"] == pytest.approx(plain[1], rel=1e-5)
-            if loss not in ("dpo", "ddpo"):
-                assert metrics["accuracy"] == 0.5 * (1 + np.sign(plain[0] - plain[1]))
-                assert "reference_kl" not in metrics
-                continue
-            gain = [
-                settings.beta * (x - r)
-                for x, r in zip(logprob_22[:, 0], reference[:, 0], strict=True)
-            ]
-            assert metrics["reward/margin"] == pytest.approx(gain[0] - gain[1], abs=1e-4)
-            assert metrics["accuracy"] == 0.5 * (1 + np.sign(gain[0] - gain[1]))
-            assert metrics["reference_kl"] == pytest.approx(reference[1, 1] - plain[1], abs=1e-4)
+        for changed in each:
+            compute = jax.vmap(functools.partial(preference_loss, settings=changed))
+            values = jax.device_get(self.variant(compute)(*arrays))
+            for b, (sides, reference) in enumerate(drawn):
+                value, metrics, logprob_22 = jax.tree.map(lambda x, b=b: x[b], values)
+                expected = by_hand(sides, reference, changed)
+                assert value == pytest.approx(expected, rel=1e-4, abs=1e-6)
+                plain = [sum(side.logprob) for side in sides]
+                np.testing.assert_allclose(logprob_22[:, 1], plain, rtol=1e-5)
+                assert metrics["logprob/chosen"] == pytest.approx(plain[0], rel=1e-5)
+                assert metrics["logprob/rejected"] == pytest.approx(plain[1], rel=1e-5)
+                if loss not in ("dpo", "ddpo"):
+                    assert metrics["accuracy"] == 0.5 * (1 + np.sign(plain[0] - plain[1]))
+                    assert "reference_kl" not in metrics
+                    continue
+                gain = settings.beta * (logprob_22[:, 0] - reference[:, 0])
+                assert metrics["reward/margin"] == pytest.approx(gain[0] - gain[1], abs=1e-4)
+                assert metrics["accuracy"] == 0.5 * (1 + np.sign(gain[0] - gain[1]))
+                lost = reference[1, 1] - plain[1]
+                assert metrics["reference_kl"] == pytest.approx(lost, abs=1e-4)
 
 
 @pytest.mark.parametrize("loss", LOSSES)

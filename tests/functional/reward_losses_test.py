@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from absl.testing import parameterized
 
 from fgrlhf_jax.functional import reward_losses
 from fgrlhf_jax.functional.reward_losses import LOSSES, SCALES, reward_model_loss
@@ -154,56 +155,59 @@ def oracle_loss(
     return total
 
 
-@pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize(("consistency_weight", "center_weight"), WEIGHTS)
-@pytest.mark.parametrize("loss", LOSSES)
-def test_loss_equals_the_loops(loss, consistency_weight, center_weight):
-    scale = SCALES[consistency_weight == 0]
-    weights = {"consistency_weight": consistency_weight, "center_weight": center_weight}
-    weights["center_scale"] = scale
-    compute = jax.jit(functools.partial(reward_model_loss, loss=loss, **weights))
-    for pair in pairs_of(loss, 24):
-        value, metrics = compute(*pad(pair, 24, left=(2, 5)))
-        score = [oracle_score(pair.reward[s], pair.changed(s), loss) for s in (0, 1)]
-        expected = {
-            "preference_loss": oracle_preference_loss(pair, loss),
-            "reward/margin": score[0] - score[1],
-            "accuracy": 0.5 if score[0] == score[1] else float(score[0] > score[1]),
-        }
-        if loss != "sequence":
-            expected["reward/consistency_penalty"] = oracle_consistency(pair)
-            expected["reward/center_penalty"] = oracle_center(pair, scale)
-        assert value.dtype == jnp.float64
-        np.testing.assert_allclose(value, oracle_loss(pair, loss, **weights), rtol=1e-13)
-        chex.assert_trees_all_close(
-            metrics, jax.tree.map(np.float64, expected), rtol=1e-13, atol=1e-14
-        )
+def batch(drawn: list[Pair], junk=(1e6,)) -> list[np.ndarray]:
+    """The arrays of :func:`pad` with a first axis for the pairs, which take turns with ``junk``."""
+    junk = itertools.cycle(junk)
+    padded = (pad(pair, 24, left=(2, 5), junk=next(junk)) for pair in drawn)
+    return [np.stack(arrays) for arrays in zip(*padded, strict=True)]
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize(("consistency_weight", "center_weight"), [WEIGHTS[0], WEIGHTS[3]])
-@pytest.mark.parametrize("loss", LOSSES)
-def test_gradient_equals_differences_of_the_loops(loss, consistency_weight, center_weight):
-    weights = {"consistency_weight": consistency_weight, "center_weight": center_weight}
-    gradient = jax.jit(jax.grad(lambda *p: reward_model_loss(*p, loss=loss, **weights)[0]))
-    step, junk = 1e-5, itertools.cycle((1e6, np.nan, np.inf))
-    for pair in pairs_of(loss, 12):
-        reward_2S, response_2S, *rest = pad(pair, 24, left=(2, 5), junk=next(junk))
-        slope_2S = np.array(gradient(reward_2S, response_2S, *rest))
-        expected_2S = np.zeros_like(slope_2S)
-        for side in (0, 1):
-            for t in range(len(pair.reward[side])):
+class LoopsTest(chex.TestCase):
+    @chex.variants(with_jit=True, without_jit=True)
+    @parameterized.product(loss=LOSSES, weights=WEIGHTS)
+    def test_loss(self, loss, weights):
+        scale = SCALES[weights[0] == 0]
+        options = dict(zip(BOTH, weights, strict=True)) | {"center_scale": scale}
+        compute = functools.partial(reward_model_loss, loss=loss, **options)
+        drawn = pairs_of(loss, 24)
+        value_B, metrics = jax.device_get(self.variant(jax.vmap(compute))(*batch(drawn)))
+        chex.assert_type(value_B, jnp.float64)
+        for b, pair in enumerate(drawn):
+            score = [oracle_score(pair.reward[s], pair.changed(s), loss) for s in (0, 1)]
+            expected = {
+                "preference_loss": oracle_preference_loss(pair, loss),
+                "reward/margin": score[0] - score[1],
+                "accuracy": 0.5 if score[0] == score[1] else float(score[0] > score[1]),
+            }
+            if loss != "sequence":
+                expected["reward/consistency_penalty"] = oracle_consistency(pair)
+                expected["reward/center_penalty"] = oracle_center(pair, scale)
+            np.testing.assert_allclose(value_B[b], oracle_loss(pair, loss, **options), rtol=1e-13)
+            row = {name: metric_B[b] for name, metric_B in metrics.items()}
+            expected = jax.tree.map(np.float64, expected)
+            chex.assert_trees_all_close(row, expected, rtol=1e-13, atol=1e-14)
+
+    @parameterized.product(loss=LOSSES, weights=[WEIGHTS[0], WEIGHTS[3]])
+    def test_gradient_equals_differences(self, loss, weights):
+        options, step = dict(zip(BOTH, weights, strict=True)), 1e-5
+        drawn = pairs_of(loss, 12)
+        reward_B2S, response_B2S, *rest = batch(drawn, (1e6, np.nan, np.inf))
+        gradient = jax.grad(lambda *p: reward_model_loss(*p, loss=loss, **options)[0])
+        slope_B2S = np.array(jax.jit(jax.vmap(gradient))(reward_B2S, response_B2S, *rest))
+        expected_B2S = np.zeros_like(slope_B2S)
+        for b, pair in enumerate(drawn):
+            for side, t in [(s, t) for s in (0, 1) for t in range(len(pair.reward[s]))]:
                 ends = []
                 for sign in (1, -1):
                     moved = [list(r) for r in pair.reward]
                     moved[side][t] += sign * step
-                    moved = pair._replace(reward=tuple(moved))
-                    ends.append(oracle_loss(moved, loss, consistency_weight, center_weight))
-                column = np.flatnonzero(response_2S[side])[t]
-                expected_2S[side, column] = (ends[0] - ends[1]) / (2 * step)
-        np.testing.assert_allclose(slope_2S, expected_2S, atol=1e-9)
+                    ends.append(oracle_loss(pair._replace(reward=tuple(moved)), loss, **options))
+                column = np.flatnonzero(response_B2S[b, side])[t]
+                expected_B2S[b, side, column] = (ends[0] - ends[1]) / (2 * step)
+        np.testing.assert_allclose(slope_B2S, expected_B2S, atol=1e-9)
         # Not merely small: what stands in a prompt or in padding, NaN too, gets none at all.
-        assert not slope_2S[~response_2S].any()
+        assert not slope_B2S[~response_B2S].any()
 
 
 @pytest.mark.parametrize("loss", LOSSES)
