@@ -49,6 +49,26 @@ def test_every_page_is_in_both_lists_of_pages():
     assert names == set(re.findall(r": (\w+\.md)$", nav, re.M)) - {"index.md"}
 
 
+# Not in the API reference: a page's or a command's own parts, and steps of one documented function.
+INTERNAL = {
+    *("data.row_fields", "data.row_labels", "feedback.llm.answers", "report.tables"),
+    *(f"feedback.annotation.{n}" for n in ("database", "exports", "old_log", "page", "server")),
+    *(f"models.{n}" for n in ("cards", "chat_template", "row_groups")),
+    *(f"models.hf_{n}" for n in ("files", "fill", "names", "tensors")),
+    *(f"pipeline.{n}" for n in ("arms", "datasets", "flags", "starter", "tasks")),
+    *("plan.emulation", "plan.hlo", "ppo.checks", "ppo.model_flops"),
+}
+
+
+def test_every_module_is_in_the_api_reference_or_internal():
+    files = [f for f in (ROOT / "fgrlhf_jax").rglob("*.py") if f.stat().st_size]
+    dotted = [".".join(f.relative_to(ROOT).with_suffix("").parts) for f in files]
+    modules = {name.removesuffix(".__init__") for name in dotted}
+    pages = (ROOT / "docs" / "api").glob("*.md")
+    documented = [n for p in pages for n in re.findall(r"^::: (\S+)$", p.read_text(), re.M)]
+    assert sorted(modules - {f"fgrlhf_jax.{name}" for name in INTERNAL}) == sorted(documented)
+
+
 def test_the_readme_is_short_and_names_the_folders():
     lines = (ROOT / "README.md").read_text().splitlines()
     assert len(lines) <= 140
