@@ -81,9 +81,13 @@ def check_parity(job: dict) -> dict:
 
 
 def check_sampler(job: dict) -> dict:
-    """PPO's debug metrics of the first minibatch: ratio and sampler mismatch; PPO checks limits."""
-    result = run_ours("ppo", job["small"], job["size"], warmup=0, steps=1)
-    return result["debug"]
+    """PPO's debug metrics of the first minibatch: ratio and sampler mismatch; PPO checks limits.
+
+    In two micro-batches: in one, the update itself gives the old log-probabilities.
+    """
+    rows = SHAPES[job["size"]].sizes.ppo_rows // 2
+    changes = {"warmup": 0, "steps": 1, "micro_batch_size": rows}
+    return run_ours("ppo", job["small"], job["size"], **changes)["debug"]
 
 
 def check_attention(job: dict) -> dict:
@@ -176,7 +180,7 @@ def check_plan(job: dict) -> dict:
     figures = {"planned": planned, "measured": statistics.get("peak_bytes_in_use")}
     if figures["measured"]:
         figures["ratio"] = figures["measured"] / planned
-        require(figures["ratio"] < 1.15, f"more memory than planned: {figures}")
+        require(0.7 < figures["ratio"] < 1.15, f"not the memory that was planned: {figures}")
     return figures
 
 

@@ -1,11 +1,13 @@
 """benchmarks.device at toy size on a CPU: every check holds, and a fault in one is recorded."""
 
 import json
+from unittest import mock
 
 import pytest
 import tiny_cases
 
-from benchmarks import device, fresh
+from benchmarks import device, fresh, ours
+from fgrlhf_jax.ppo.algorithm import PPOSettings
 
 pytestmark = pytest.mark.slow
 
@@ -47,6 +49,15 @@ def test_the_whole_script_runs_at_toy_size(monkeypatch, tmp_path):
         assert results[name]["device"] == "cpu"
     assert results["ppo"]["stages"].keys() == {"rollout", "scoring", "update"}
     assert results["plan"]["planned"] > 1e5
+
+
+def test_the_first_ratio_is_of_two_programs(monkeypatch):
+    """With one pass for rollout and update it would be 1 by construction."""
+    trainer = mock.Mock(side_effect=StopIteration)
+    monkeypatch.setattr(ours, "PPOTrainer", trainer)
+    with pytest.raises(StopIteration):
+        device.run_check("sampler", {"model": "", "size": "tiny"})
+    assert not PPOSettings.from_config(trainer.call_args.args[0], ()).one_pass
 
 
 def test_a_fault_is_recorded_and_the_others_go_on(monkeypatch, tmp_path):
