@@ -100,6 +100,27 @@ def test_splash_is_xlas_attention(interpreted, side, mesh):
         assert np.abs(got - want).max() < 1e-5 * np.abs(want).max(), path
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", ["1,1,1", "2,2,2"])
+def test_splash_samples_what_xla_does(interpreted, mesh):
+    def sampled(implementation: str):
+        model = heads.CausalLM(dataclasses.replace(CFG, attention=implementation))
+        weights = decoding.decoding_weights(tiny_cases.parameters(model), model)
+        tokens, mask = tiny_cases.laid_out([row[:50] for row in ROWS], "left", fill=3, width=50)
+        on_mesh = sharding.make_mesh(mesh, None if mesh == "2,2,2" else jax.devices()[:1])
+        abstract = decoding.abstract_weights(tiny_cases.parameters(model), model, on_mesh)
+        with jax.set_mesh(on_mesh):
+            placed = jax.device_put(weights, jax.tree.map(lambda x: x.sharding, abstract))
+            batch = sharding.put_batch((tokens.astype(np.int32), mask), on_mesh)
+            keys = sampling.row_keys(jax.random.key(0), 8)
+            options = {"model": model, "ends": (1,), "max_new": 16}
+            return jax.device_get(sampling.generate(placed, *batch, keys, **options))
+
+    splash, xla = sampled("splash"), sampled("xla")
+    np.testing.assert_array_equal(splash.tokens_BT, xla.tokens_BT)
+    np.testing.assert_allclose(splash.logprob_BT, xla.logprob_BT, atol=3e-5)
+
+
 def test_what_a_cache_of_8_bits_holds():
     """Numbers within half a step of what was given; attention to them is attention to these."""
     rng = np.random.default_rng(0)
