@@ -155,20 +155,23 @@ def train_step(cfg, mesh, rows: int, columns: int):
     return jax.jit(step).trace(state, batch)
 
 
-@pytest.mark.parametrize(("shape", "local"), [("1,1,1", "8x4"), ("2,2,2", "2x2")])
+@pytest.mark.parametrize(
+    ("shape", "local", "remat"),
+    [("1,1,1", "8x4", True), ("2,2,2", "2x2", True), ("2,2,2", "2x2", False)],
+)
 @pytest.mark.parametrize(("kernel", "platform"), [("cudnn", "cuda"), ("splash", "tpu")])
 def test_a_train_step_for_accelerators_has_flash_kernels_and_no_scores(
-    cudnn_version, kernel, platform, shape, local
+    cudnn_version, kernel, platform, shape, local, remat
 ):
-    """Forward, once more for the backward pass, backward; each of a device's rows and heads."""
-    cfg = dataclasses.replace(CFG, dtype="bfloat16", remat=True, attention=kernel)
+    """Forward, with remat once more, and backward; each of a device's rows and heads."""
+    cfg = dataclasses.replace(CFG, dtype="bfloat16", remat=remat, attention=kernel)
     mesh = sharding.make_mesh(shape, None if shape == "2,2,2" else jax.devices()[:1])
     with jax.set_mesh(mesh):
         traced = train_step(cfg, mesh, rows=8, columns=384)
         text = traced.lower(lowering_platforms=(platform,)).as_text()
     calls = re.findall(r"custom_call @(?:__cudnn\$fmha(\w+)|tpu_custom_call)\(.*", text)
-    forward, backward = ["Softmax"] * 2, ["SoftmaxBackward"]
-    assert calls == (forward + backward if kernel == "cudnn" else [""] * 4)
+    forward, backward = ["Softmax"] * (1 + remat), ["SoftmaxBackward"]
+    assert calls == (forward + backward if kernel == "cudnn" else [""] * (3 + remat))
     assert f"tensor<{local}x384x64xbf16>" in text
     assert "384x384" not in text
 
