@@ -14,6 +14,7 @@ import tiny_cases
 from rollout_cases import CRITIC, PARAMS, POLICY, SETTINGS, B, P, T, rolled_out, sampled, settings
 
 from fgrlhf_jax.models import heads
+from fgrlhf_jax.models.sampling import Sampled
 from fgrlhf_jax.ppo import programs, scoring
 from fgrlhf_jax.ppo.algorithm import Rows, rows_of
 from fgrlhf_jax.ppo.models import Architectures, Frozen
@@ -70,11 +71,32 @@ def test_values_come_from_before_and_rewards_from_at_the_token():
 
 
 @pytest.mark.slow
-def test_rows_sorted_by_length_change_no_scores():
-    lengths = np.asarray(rows_of(rolled_out()).length_B)
-    assert len(set(np.searchsorted(cases.SORTED["widths"], lengths))) == 3
-    # Of the eight rows in threes, the last micro-batch is not full.
-    chex.assert_trees_all_close(rolled_out(**cases.SORTED), rolled_out(), atol=1e-5)
+@pytest.mark.parametrize("shape", ["1,1,1", "2,2,2", "1,8,1"])
+def test_rows_sorted_by_length_change_no_scores(shape):
+    """On meshes too; of 24 rows the last micro-batch is not full."""
+    rng = np.random.default_rng(0)
+    prompts = [rng.integers(3, 64, 1 + n % P) for n in range(24)]
+    tokens_BP, mask_BP = tiny_cases.laid_out(prompts, "left", fill=0, width=P)
+    length_B = np.maximum(1, rng.integers(-3, T + 1, 24)).astype(np.int32)
+    tokens_BT = rng.integers(3, 64, (24, T)).astype(np.int32)
+    responses = Sampled(tokens_BT, length_B, length_B < T, np.zeros((24, T), np.float32))
+    models, rows = (PARAMS, cases.FROZEN), (tokens_BP.astype(np.int32), mask_BP, responses)
+
+    def score(models, rows, settings):
+        rest = Normalization(0.1, 2.0), True
+        out = cases.score_rollout(*models, *rest, *rows, models=cases.MODELS, settings=settings)
+        return jax.device_get(out)
+
+    plain = score(models, rows, SETTINGS)
+    mesh = sharding.make_mesh(shape, jax.devices() if shape != "1,1,1" else jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        several = settings(widths=(4, 7, P + T), micro_batch_size=11)
+        counts = scoring.count_micro_batches(rows_of(plain).length_B, several)
+        assert all(counts.values())
+        assert sum(n * scoring.rows_of_width(width, several) for width, n in counts.items()) > 24
+        placed = jax.device_put(models, sharding.shardings(models, mesh))
+        out = score(placed, sharding.put_batch(rows, mesh), several)
+    chex.assert_trees_all_close(out, plain, atol=1e-5)
 
 
 def test_a_rollout_that_is_not_learned_from_has_no_values():

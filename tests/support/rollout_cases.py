@@ -80,8 +80,5 @@ def experience_of(rollout: Rollout, kl_coef: float = 0.1, **changes):
     return algorithm.make_experience(rollout, jnp.float32(kl_coef), settings(**changes))
 
 
-# Settings with micro-batches of several widths
-SORTED = {"widths": (4, 7, P + T), "micro_batch_size": 3}
-
 # Settings with one epoch of one minibatch per rollout
 ONCE = {"ppo_epochs": 1, "minibatch_size": 8}
