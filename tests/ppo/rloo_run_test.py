@@ -1,5 +1,7 @@
 """A run of RLOO by adapters that imitates edits beside: no critic anywhere, and it resumes."""
 
+import contextlib
+import io
 from pathlib import Path
 
 import hf_cases
@@ -11,7 +13,7 @@ from rm_cases import rows, saved, unexplained
 
 from fgrlhf_jax.data.records import Instruction
 from fgrlhf_jax.errors import InputError
-from fgrlhf_jax.ppo import imitation, rollout
+from fgrlhf_jax.ppo import imitation, programs, rollout
 from fgrlhf_jax.runtime import metric_log
 from fgrlhf_jax.runtime.checkpoint import Checkpoints
 from fgrlhf_jax.runtime.files import write_jsonl
@@ -20,10 +22,12 @@ from fgrlhf_jax.tiny_world.datasets import make_feedback
 pytest_plugins = ["runs"]
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("in_process")]
 
+widths = programs.row_widths
+
 
 @pytest.fixture(scope="module")
 def fields(world, tmp_path_factory):
-    """Of a run with adapters of the policy; its reward model is one too."""
+    """Of a run with adapters of the policy, and rows of two widths; its reward model is one too."""
     folder = tmp_path_factory.mktemp("rloo")
     edits, _ = make_feedback(24, 0)
     write_jsonl(folder / "edits.jsonl", edits)
@@ -35,13 +39,17 @@ def fields(world, tmp_path_factory):
         fields |= {f"lora__{name}": value for name, value in vars(hf_cases.ADAPTER).items()}
         return ppo_cases.fields(world, run_dir, **fields | changes)
 
-    return make
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(programs, "row_widths", lambda *sizes: (18, *widths(*sizes)))
+        yield make
 
 
 @pytest.fixture(scope="module")
 def rloo_run(in_process, fields, tmp_path_factory) -> Path:
     run_dir = tmp_path_factory.mktemp("runs") / "rloo"
-    ppo_cases.run(fields(run_dir))
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        ppo_cases.run(fields(run_dir))
+    assert " 0 compilations after the first update" in out.getvalue()
     return run_dir
 
 
