@@ -131,7 +131,7 @@ def _real_edits(base: dict, tokenizer, cfg, path: str, sizes: Sizes) -> Work:
     template = "chat" if tokenizer.chat_template else "alpaca"
     width = sizes.edit_columns
     data = {"template": template, "max_length": width, "max_prompt_length": 3 * width // 4}
-    rows = spread(sources.read(path, need="pairs"), 2 * sizes.edits)
+    rows = evenly_spaced(sources.read(path, need="pairs"), 2 * sizes.edits)
     job = base | _encode_sides(tokenizer, rows, data)
     usable = [n for n, (i, j) in enumerate(job["rows"]) if i != j][: sizes.edits]
     if len(usable) < sizes.edits:
@@ -189,7 +189,7 @@ def _real_prompts(base: dict, tokenizer, cfg, path: str, sizes: Sizes) -> Work:
     template = "chat" if tokenizer.chat_template else "alpaca"
     options = {"template": template, "max_prompt_length": sizes.real_prompt, "overlong": "drop"}
     rows = sources.read(path, need="prompts")
-    rows = spread(rows, 2 * sizes.real_prompts)
+    rows = evenly_spaced(rows, 2 * sizes.real_prompts)
     prompts, _, _ = encode_prompts(rows, tokenizer, **options)
     if len(prompts) < sizes.real_prompts:
         raise InputError(
@@ -207,7 +207,7 @@ def _real_prompts(base: dict, tokenizer, cfg, path: str, sizes: Sizes) -> Work:
     return _ppo("ppo_real", title, cfg, job, "prompts")
 
 
-def spread(rows: Sequence, count: int) -> list:
-    """At most ``count`` rows, evenly spaced over a file."""
+def evenly_spaced(rows: Sequence, count: int) -> list:
+    """Returns at most ``count`` rows, evenly spaced over a file."""
     step = max(len(rows) // count, 1)
     return list(rows[::step][:count])

@@ -15,7 +15,7 @@ CONFIG = "configs/evaluate_rm.py"
 
 def main(config) -> None:
     output = cli.check_output(config, (".json",), [config.test])
-    embedded.check_made(config, "reward_model", "test")
+    embedded.check_embedded_exists(config, "reward_model", "test")
     rows = reading.read(config, config.test, "pairs")
     cli.use_devices()
     options = {name: config[name] for name in ("mesh", "dtype", "ensemble_penalty")}

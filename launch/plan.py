@@ -105,10 +105,10 @@ def split_arguments(argv: list[str]) -> tuple[dict, list[str]]:
     return vars(options), [argv[0], *others]
 
 
-def check_options(given: dict) -> dict:
-    """The value of every option; raises InputError for an invalid one."""
-    values = {name: field.default for name, field in OPTIONS.items()} | given
-    for name, text in given.items():
+def check_options(flags: dict) -> dict:
+    """Returns the value of every option; raises InputError for an invalid one."""
+    values = {name: field.default for name, field in OPTIONS.items()} | flags
+    for name, text in flags.items():
         with contextlib.suppress(ValueError):
             values[name] = type(OPTIONS[name].default)(text)
         fault = OPTIONS[name].fault(values[name]) if text else "give a value"

@@ -26,7 +26,7 @@ TERMINAL_ROWS = 5
 
 def main(config) -> None:
     output = cli.check_output(config, (".jsonl", ".html", ".svg"), [config.input])
-    embedded.check_made(config, "reward_model", "input")
+    embedded.check_embedded_exists(config, "reward_model", "input")
     records_and_rows = reading.read_with_rows(config, config.input)
     shown = config.limit or (len(records_and_rows) if config.output else TERMINAL_ROWS)
     rows = [row for _, row in records_and_rows[:shown]]

@@ -138,7 +138,7 @@ def _dense(cfg: LlamaConfig, width: int, use_bias: bool) -> Dense:
     return Dense(width, use_bias, cfg.dtype, init, cfg.float32_gradients, cfg.lora_scale)
 
 
-def _norm(cfg: LlamaConfig) -> nn.RMSNorm:
+def rms_norm(cfg: LlamaConfig) -> nn.RMSNorm:
     return nn.RMSNorm(epsilon=cfg.norm_eps, dtype=jnp.float32)
 
 
@@ -200,9 +200,9 @@ class Block(nn.Module):
     cfg: LlamaConfig
 
     def setup(self):
-        self.attention_norm = _norm(self.cfg)
+        self.attention_norm = rms_norm(self.cfg)
         self.attention = Attention(self.cfg)
-        self.mlp_norm = _norm(self.cfg)
+        self.mlp_norm = rms_norm(self.cfg)
         self.mlp = MLP(self.cfg)
 
     def __call__(self, hidden_BSD, rope, attend, cache=None):
@@ -248,7 +248,7 @@ class Llama(nn.Module):
             length=cfg.num_layers,
             unroll=1 if cfg.scan_layers else cfg.num_layers,
         )(cfg)
-        self.norm = _norm(cfg)
+        self.norm = rms_norm(cfg)
 
     def __call__(self, tokens_BS, positions_BS, attend) -> jax.Array:
         """hidden_BSD in the compute dtype; the arguments as from ``heads.positions_and_mask``.

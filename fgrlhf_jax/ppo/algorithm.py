@@ -275,7 +275,7 @@ def losses(
         policy_loss_BT, clipped_BT = jax.vmap(policy_losses.policy_loss, (0, 0, 0, None))(
             logprob_BT, batch.logprob_BT, batch.advantage_BT, settings.clip_ratio
         )
-        if settings.algorithm == "distill":  # what was drawn has no say but in which states it is
+        if settings.algorithm == "distill":  # sampled tokens only determine the states
             policy_loss_BT, clipped_BT = predictions.target_kl_BT, jnp.zeros_like(clipped_BT)
         log_ratio_BT = logprob_BT - batch.logprob_BT
         sums |= {

@@ -22,21 +22,21 @@ def resolve_template(config: ConfigDict, models: Architectures, tokenizer) -> st
     one.
     """
     rm_template = models.meta.data["template"] if models.meta else ""
-    given, sft_template = config.data.template, hf_load.trained_template(config.policy)
+    template, sft_template = config.data.template, hf_load.trained_template(config.policy)
     if config.reward_function:
         rm_template = sft_template or rm_template
-    elif rm_template and sft_template and rm_template != sft_template and not given:
+    elif rm_template and sft_template and rm_template != sft_template and not template:
         raise InputError(
             f"the policy was fine-tuned with the template {sft_template}, the reward model with "
             f"{rm_template}; train both with the same, or give data.template={rm_template} if "
             "this is meant"
         )
-    elif given and rm_template and given != rm_template:
+    elif template and rm_template and template != rm_template:
         raise InputError(
-            f"data.template={given}: the reward model was trained with {rm_template}; it scores "
+            f"data.template={template}: the reward model was trained with {rm_template}; it scores "
             "the sampled tokens with their prompt as it is, so both need the same"
         )
-    template = hf_load.resolve_template(config.policy, tokenizer, given or rm_template)
+    template = hf_load.resolve_template(config.policy, tokenizer, template or rm_template)
     if sft_template not in ("", template):
         print(f"data.template={template}, though the policy was fine-tuned with {sft_template}")
     ends = hf_load.end_ids(config.policy, tokenizer, print)

@@ -173,7 +173,7 @@ def call_function(
 ) -> list:
     """The numbers of a user's ``module:function`` for responses; only process 0 calls it."""
 
-    def call() -> list:
+    def score() -> list:
         function, tokens = user_function.load(name), None
         if user_function.accepts(function, "tokens"):
             tokens = [token_texts(context.tokenizer, row) for row in ids]
@@ -187,7 +187,7 @@ def call_function(
             lengths=None if length_B is None else length_B.tolist(),
         )
 
-    return multihost.from_process_0(call)
+    return multihost.from_process_0(score)
 
 
 def roll_out_validation(

@@ -63,11 +63,11 @@ def answer_questions(report: dict) -> dict:
     table, labels = report["table1"], report["labels"]["arms"]
     if all(row["repeated"] is None for row in table.values()):
         return answer
-    found = {arm: signs for arm in table if (signs := _signs(table, arm))}
+    signs_of = {arm: signs for arm in table if (signs := _signs(table, arm))}
     answer["signs"] = {
         "question": "Whose responses should be read before their numbers are trusted?",
-        "lines": [{"arm": labels[arm], "text": signs} for arm, signs in found.items()],
-        "text": "" if found else "No arm has ten points more of a sign than before training.",
+        "lines": [{"arm": labels[arm], "text": signs} for arm, signs in signs_of.items()],
+        "text": "" if signs_of else "No arm has ten points more of a sign than before training.",
     }
     return answer
 
@@ -124,8 +124,8 @@ def recommend(differences: list[dict], table: dict[str, dict]) -> dict[str, str 
 
 
 def _signs(table: Mapping[str, Mapping], arm: str) -> str:
-    """The signs of responses that are no answers which an arm has more than the start; or ""."""
-    row, start, found = table[arm], table.get(START, {}), []
+    """Returns the signs of non-answers that an arm has more often than the start, or ""."""
+    row, start, signs = table[arm], table.get(START, {}), []
     for sign, what in SIGNS.items():
         parts = []
         for prefix, decoding in (("", "at T = 1"), ("greedy_", "greedily")):
@@ -133,8 +133,8 @@ def _signs(table: Mapping[str, Mapping], arm: str) -> str:
             if None not in (share, before) and round(share - before, 9) >= _RISE:
                 parts.append(f"{100 * share:.0f} % {decoding} (before: {100 * before:.0f} %)")
         if parts:
-            found.append(f"{what}: {', '.join(parts)}")
-    return "; ".join(found)
+            signs.append(f"{what}: {', '.join(parts)}")
+    return "; ".join(signs)
 
 
 def lead(interval: Mapping[str, float]) -> int:

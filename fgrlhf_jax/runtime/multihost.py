@@ -2,7 +2,7 @@
 
 A process that fails writes its error to the key-value store of ``jax.distributed`` in process 0
 (:func:`leave`). Other processes, which may be waiting for it in a collective operation, have a
-thread that reads the error and ends them (:func:`watch`).
+thread that reads the error and ends them (:func:`end_on_error_of_others`).
 """
 
 import contextlib
@@ -35,7 +35,7 @@ def _distributed_state():
     return state if state.client and state.num_processes > 1 else None
 
 
-def watch(end: Callable[[str], None]) -> None:
+def end_on_error_of_others(end: Callable[[str], None]) -> None:
     """Starts a thread that calls ``end`` with the first :func:`error_of_others`."""
 
     def wait() -> None:
@@ -46,7 +46,7 @@ def watch(end: Callable[[str], None]) -> None:
             end(error)
 
     if _distributed_state():
-        threading.Thread(target=wait, name="watch", daemon=True).start()
+        threading.Thread(target=wait, name="end_on_error_of_others", daemon=True).start()
 
 
 def error_of_others() -> str:

@@ -44,9 +44,9 @@ def _limit(config: ConfigDict, stage: Stage) -> Stage:
         flags = {"steps": max(1, round(config.budget_amount / updates_per_step(stage)))}
     member_flags = parse_flags(member.flags)
     flags = {flag: value for flag, value in flags.items() if flag not in member_flags}
-    kept = [word for word in stage.command if word[9:].partition("=")[0] not in flags]
+    unchanged = [word for word in stage.command if word[9:].partition("=")[0] not in flags]
     added = [f"--config.{flag}={value}" for flag, value in flags.items()]
-    return replace(stage, command=(*kept, *added))
+    return replace(stage, command=(*unchanged, *added))
 
 
 def updates_per_step(stage: Stage) -> int:

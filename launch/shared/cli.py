@@ -104,7 +104,7 @@ def use_devices(config: ConfigDict | None = None) -> None:
         ) from error
     from fgrlhf_jax.runtime import multihost
 
-    multihost.watch(_exit_as_other)
+    multihost.end_on_error_of_others(_exit_as_other)
     if jax.process_index() == 0:
         print(devices)
 

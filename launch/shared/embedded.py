@@ -66,7 +66,7 @@ def _write(folder: Path, **sets: list) -> dict[str, list]:
     return sets
 
 
-def check_made(config: ConfigDict, *names: str) -> None:
+def check_embedded_exists(config: ConfigDict, *names: str) -> None:
     """Raises InputError if a field names a missing file or folder of the embedded world's run."""
     for name in names:
         path = Path(config[name])

@@ -123,7 +123,7 @@ def test_embedding_norms_attention_mlp_and_block(twin, inputs):
         (twin.layer(2)["mlp_norm"], model.layers[2].post_attention_layernorm),
         (twin.params["backbone"]["norm"], model.norm),
     ):
-        got = run(llama._norm(cfg), params, hidden)
+        got = run(llama.rms_norm(cfg), params, hidden)
         assert relative(got, norm(hidden_theirs)) < TOLERANCE
     got, _ = run(llama.Attention(cfg), twin.layer(1)["attention"], hidden, *ours)
     want, _ = model.layers[1].self_attn(hidden_theirs, **theirs)

@@ -102,7 +102,8 @@ def test_edits_that_cannot_be_written_are_in_the_database(output):
             store.write_edits()
         output.rmdir()
         store.write_edits()
-        assert store._events.query("PRAGMA journal_mode") == [("wal",)]
+        with contextlib.closing(sqlite3.connect(database_path(output))) as database:
+            assert database.execute("PRAGMA journal_mode").fetchall() == [("wal",)]
     assert edits(output) == [("Zero.", "Ann")]
 
 
