@@ -17,8 +17,8 @@ def measure_agreement(
 
     Returns:
       rows, pairs: numbers of rows and pairs. verdict, same_text: shares of pairs that agree.
-      changed_words: mean Dice coefficient, over pairs of two edits, of the words of the original
-        that each deleted or inserted words after.
+      changed_words: mean Dice coefficient of the changed places, over pairs of two edits; a place
+        is a word of the original that was deleted, or after which words were inserted.
     """
     by_row = defaultdict(list)
     for decision in decisions:

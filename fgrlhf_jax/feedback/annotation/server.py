@@ -1,4 +1,4 @@
-"""Serves the annotation page; other machines reach it only if the user asks for that.
+"""Serves the annotation page, by default only to this machine.
 
 There is one page, with its style and script in it, and one address for its actions, so that it
 works under any path. The Content-Security-Policy allows no other scripts and connections.
@@ -190,7 +190,7 @@ class App:
         return await run_in_threadpool(self.page.act, name, data)
 
     async def enter(self, data: Mapping) -> dict[str, Any]:
-        """Checks the password, one wrong one a second, and name; returns a token or a question."""
+        """Returns a token, or asks to confirm a new name; allows one wrong password a second."""
         name = clean_name(str(data.get("name", "")))
         if self.guessing.locked():
             raise InputError("somebody gave a wrong password just now; try again in a second")

@@ -4,8 +4,8 @@
     OUTPUT.jsonl.sqlite   the database (database.py)
 
 An annotator has one open row at a time, the same in all tabs, and decides it: edited, fine (nothing
-changed) or skipped. A row goes to at most `overlap` annotators at a time. One whose browser has
-sent nothing for `release_after` seconds loses the row to another who has no other row left.
+changed) or skipped. A row goes to at most `overlap` annotators at a time. If an annotator's browser
+has sent nothing for `release_after` seconds, the row may go to another who has no other row left.
 """
 
 import contextlib
@@ -243,14 +243,14 @@ class Annotations(contextlib.AbstractContextManager):
         }
 
     def write_edits(self) -> None:
-        """Writes the current edits to ``output`` if this process has not written them yet."""
+        """Writes the current edits to ``output`` unless this process already has."""
         if not self._is_written:
             with self._events.transaction():
                 self._events.write_edits(self.output, self.item)
                 self._is_written = True
 
     def _next_free(self, name: str) -> Item | None:
-        """Returns a row after the last one shown, else from the start, else one open but silent."""
+        """Returns the next free row in cyclic order; rows open in silent browsers come last."""
         last = "SELECT row FROM events WHERE annotator = :name ORDER BY n DESC LIMIT 1"
         start = sum(self._number[row] + 1 for (row,) in self._events.query(last, name=name))
         taken = self._events.taken(name)
@@ -267,7 +267,7 @@ class Annotations(contextlib.AbstractContextManager):
         return (others if count_silent else present) < self.overlap
 
     def _release_silent(self, name: str, row: str) -> None:
-        """Closes the row for silent annotators until it has room for another one."""
+        """Closes the row for silent annotators until it is free for ``name``."""
         for other in self._events.silent(name, row):
             if not self._has_room(name, row):
                 self._events.add(CLOSED, row, other)

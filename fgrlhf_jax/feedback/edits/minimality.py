@@ -88,10 +88,10 @@ def _change_ratio(aligned: Alignment) -> float:
 def is_elided(original: str, edited: str) -> bool:
     """Whether the edit has a placeholder that is not in the original, for omitted words.
 
-    With n words in it, i inserted beside it, and m of the original missing there, m must be at
-    least 8 and n + 2 i for an ellipsis, a text in brackets or a comment. For a sentence or a remark
-    in one, m must be at least 20 and 3 n + 2 i, and n at least i; it has no digit, and half of its
-    words, without those that the original has three times, are not in the original.
+    Let it have n words, i words inserted beside it, and m words of the original missing there. An
+    ellipsis, a text in brackets or a comment needs m >= max(8, n + 2 i). A sentence, or a remark in
+    one, needs m >= max(20, 3 n + 2 i), n >= i, no digit, and that the original lacks half of its
+    words (not counting words that the original has three times or more).
     """
     before = _terms(original.lower())
     remarks = [(match, _OMITTED, 1) for match in _OMISSION.finditer(edited)]

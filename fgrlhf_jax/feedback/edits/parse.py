@@ -10,7 +10,7 @@ for none (the paper's prompt), text around the edit is found by comparison with 
     Ich habe die Stadt berichtigt.            removed with the fence; without a fence it may be an
                                               added sentence, so the reply is rejected as doubtful
 
-No rule uses words of a language. Distances are Levenshtein distances in words.
+The rules do not depend on the language. Distances are Levenshtein distances in words.
 """
 
 import contextlib

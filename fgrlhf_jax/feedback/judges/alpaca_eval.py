@@ -53,7 +53,7 @@ class Comparison:
 
     @property
     def outcome(self) -> float | None:
-        """1 if the model's response is better, 0 if the reference's is, or between; or None."""
+        """``preference`` - 1: 1 if the model's response is better, 0 if the reference's is."""
         return None if self.preference is None else self.preference - 1
 
 

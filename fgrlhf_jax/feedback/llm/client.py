@@ -219,12 +219,12 @@ def _build_http_client(client: Client):
 
 
 def _names_set(variables: Sequence[str]) -> list[str]:
-    """Returns the names, in their spelling there, of those set in the environment."""
+    """Returns the variables set in the environment, spelt as there (lower or upper case)."""
     return [name for name, value in os.environ.items() if name.lower() in variables and value]
 
 
 def _pause(headers: Mapping[str, str]) -> float:
-    """Returns the seconds of a Retry-After, which may be a date after the answer's; 0 for none."""
+    """Returns the seconds of a Retry-After (for a date, from the answer's date); 0 for none."""
     for name, unit in (("retry-after-ms", 1000), ("retry-after", 1)):
         with contextlib.suppress(ValueError):
             return max(0.0, float(headers.get(name, "")) / unit)
