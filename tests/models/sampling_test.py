@@ -94,13 +94,17 @@ def test_a_response_ends_with_its_first_eos_and_the_loop_with_the_last_row(count
 
 
 @pytest.mark.parametrize("eos", [0, 12])
-def test_only_a_sampled_eos_ends_a_response(eos):
-    """Not one in a prompt or as its padding, and (0) not what stands beyond a response's end."""
+def test_only_a_sampled_eos_ends_a_response(eos, monkeypatch):
+    """Not one in a prompt or as its padding, and (0) not what stands beyond a response's end.
+
+    The side of the padding needs no other program.
+    """
     prompts = [[5, 6, eos], [eos], [3, eos, 4], [8, 8], *([n % 64] for n in range(150))]
     free = run(prompts, ends=())
     ends = [np.flatnonzero(row == eos) for row in free.tokens_BT]
     lengths = np.array([end[0] + 1 if end.size else 9 for end in ends])
     assert {1, 9} < set(lengths.tolist())  # at once, never, and in between
+    monkeypatch.setattr(sampling, "generate", tiny_cases.traced_once(sampling.generate))
     for side in ("left", "right"):
         out = run(prompts, side, fill=eos, ends=(eos,))
         np.testing.assert_array_equal(out.length_B, lengths)

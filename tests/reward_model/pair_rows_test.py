@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -150,9 +151,12 @@ def test_predictions_are_those_of_each_response_alone():
     pairs = [*cases().values()]
     mesh = sharding.make_mesh("1,1,1", jax.devices()[:1])
     losses = functools.partial(pair_losses, model=model, loss="token_full", **WEIGHTS)
-    step = functools.partial(eval_step, losses=losses)
+    chex.clear_trace_counter()
+    step = functools.partial(chex.assert_max_traces(eval_step, n=2), losses=losses)  # of 8 and 16
     predictor = Predictor(step, pad_pairs, mesh, (8, 16, WIDTH), 4)
+    predictor.predict(params, pairs[::2], unpad)
     _, scored = predictor.predict(params, pairs, unpad)
+    assert [*predictor.compiled] == [8, 16]
     for k, letter in enumerate("ij"):
         rows = [getattr(pair, f"tokens_{letter}") for pair in pairs]
         tokens, mask = tiny_cases.laid_out(rows, "right", 0, WIDTH)

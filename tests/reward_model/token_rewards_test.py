@@ -19,6 +19,7 @@ from fgrlhf_jax.data.tokenizers import train_tokenizer
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import heads
 from fgrlhf_jax.report import heatmap
+from fgrlhf_jax.reward_model import scorer
 from fgrlhf_jax.reward_model.model import Normalization, score_tokens
 from fgrlhf_jax.reward_model.modules import RewardMeta, make_module
 from fgrlhf_jax.reward_model.scorer import RewardModel
@@ -138,13 +139,17 @@ def test_changed_tokens_are_the_alignments():
     assert [any(each.changed) for each in inserted] == [False, True]
 
 
-def test_score_gives_the_first_response_of_records_or_mappings():
+def test_score_gives_the_first_response_of_records_or_mappings(monkeypatch):
+    """Fewer rows of the same width compile nothing again."""
+    monkeypatch.setattr(scorer, "score_tokens", tiny_cases.traced_once(score_tokens))
     rows = [*ROWS, {"instruction": "Say it.", "input": None, "output": "bad"}]
     responses = reward_model().score(rows, normalized=False)
     for each, (want, *_) in zip(responses, [*scored(), scored()[3]], strict=True):
         assert each.tokens == want.tokens
         np.testing.assert_allclose(each.rewards, want.rewards, atol=2e-5)
         assert list(each) == [*zip(each.tokens, each.rewards, strict=True)]
+    (wide,) = reward_model().score(ROWS[4:], normalized=False)
+    np.testing.assert_allclose(wide.rewards, scored()[4][0].rewards, atol=2e-5)
     assert reward_model().score([]) == []
     assert "Array" not in repr(reward_model())
 

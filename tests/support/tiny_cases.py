@@ -1,8 +1,11 @@
 """A small model and random pairs for tests."""
 
+import inspect
 import math
 import re
+from collections.abc import Callable
 
+import chex
 import jax
 import numpy as np
 
@@ -117,6 +120,14 @@ def exchanged_in_loops(program) -> list[int]:
             targets = map(i.attribute, ("calls", "to_apply", "body"))
             called += [target for target in targets if target and target not in called]
     return sizes
+
+
+def traced_once(function: Callable) -> Callable:
+    """A jitted function, whose keywords are static, jitted anew to fail if it is traced twice."""
+    chex.clear_trace_counter()
+    parameters = inspect.signature(function).parameters.values()
+    static = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+    return jax.jit(chex.assert_max_traces(function.__wrapped__, n=1), static_argnames=static)
 
 
 def one_device(monkeypatch) -> None:
