@@ -1,11 +1,14 @@
-"""``launch.plan``: what it refuses, and what it prints of a run that never fits."""
+"""``launch.plan``: what it refuses, what it writes, and what it prints of a run that never fits."""
 
 import json
 import re
 import sys
+from itertools import chain
+from pathlib import Path
 
 import processes
 import pytest
+import tiny_cases
 
 from fgrlhf_jax.plan.memory import format_advice, format_table
 from launch import plan as command
@@ -45,6 +48,26 @@ def test_bad_input_is_one_sentence(argument, tmp_path, monkeypatch, capsys):
     assert stopped.value.code == 2
     assert re.fullmatch(r"error: [^\n]+\n", err)
     assert BAD[argument] in err
+
+
+def test_the_json_has_the_documented_keys(tmp_path, monkeypatch):
+    tiny_cases.one_device(monkeypatch)
+    monkeypatch.setattr(command, "use_virtual_devices", lambda devices: None)
+    monkeypatch.setattr(process, "prepare", lambda: None)
+    arguments = ["--config=configs/ppo.py:tiny,token", "--devices=1", f"--json={tmp_path / 'plan'}"]
+    monkeypatch.setattr(sys, "argv", ["plan", *arguments])
+    command.command()  # any exit status but 0 would be an exception
+    plan = json.loads((tmp_path / "plan").read_text())
+    table = Path("docs/scaling.md").read_text().split("| key | contents |\n|---|---|\n")[1]
+    cells = [line.split("|")[1:3] for line in table.split("\n\n")[0].splitlines()]
+    documented = [[re.findall("`(.+?)`", cell) for cell in row] for row in cells]
+    assert {*chain(*(keys for keys, _ in documented))} == plan.keys()
+    parts = {keys[0]: {*contents} for keys, contents in documented}
+    roof = plan["roofline"]
+    assert roof["stages"].keys() == {"prefill", "decode", "score_rollout", "update"}
+    assert all(step.keys() == parts["steps"] for step in plan["steps"].values())
+    assert all(parts["roofline"] == roof.keys() | stage.keys() for stage in roof["stages"].values())
+    assert (plan["fits"], plan["change"]) == (True, None)
 
 
 def test_the_command(tmp_path):
