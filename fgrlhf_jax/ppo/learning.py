@@ -73,7 +73,7 @@ def sum_gradients(
 
     ``objective`` is (params, rows of the batch, response tokens of the batch) -> loss, (sums,
     maxima); the losses of all micro-batches sum to the loss of the minibatch. Frozen parameters
-    have None as gradient.
+    have None as gradient. Unlike ``supervised.train_step``, micro-batches have several widths.
     """
     trained = without_frozen(params, settings.freeze)
     tokens = jnp.maximum(jnp.sum(batch.response_BT), 1)
