@@ -89,7 +89,10 @@ def test_the_library_example_of_the_readme(quickstart, tmp_path):
 @pytest.mark.slow
 @pytest.mark.long
 def test_the_notebook(quickstart, tmp_path, monkeypatch):
-    """Every cell runs and the pictures are there; what it has of quickstart.sh's runs is read."""
+    """Every cell runs and the pictures are there.
+
+    Its folders sft and rm are links to those of quickstart.sh, so their cells report finished runs.
+    """
     import nbclient
     import nbformat
 
