@@ -13,6 +13,7 @@ import tiny_cases
 
 from fgrlhf_jax.functional import policy_losses
 from fgrlhf_jax.models import decoding, heads, llama, sampling
+from fgrlhf_jax.plan import hlo
 from fgrlhf_jax.runtime import sharding
 
 MODEL = heads.CausalLM(tiny_cases.CFG)
@@ -164,7 +165,7 @@ def test_top_p_keeps_the_smallest_set_that_reaches_the_mass():
 @functools.cache
 def compiled(shape: str, **options):
     """The program of 8 rows on a mesh, and its weights."""
-    mesh = sharding.make_mesh(shape)
+    mesh = sharding.make_mesh(shape, jax.devices() if shape != "1,1,1" else jax.devices()[:1])
     weights = decoding.abstract_weights(PARAMS, MODEL, mesh)
     weights = jax.device_put(WEIGHTS, jax.tree.map(lambda x: x.sharding, weights))
     tokens, mask = tiny_cases.laid_out(PROMPTS * 2, "left", fill=63, width=7)
@@ -191,6 +192,22 @@ def test_no_weights_are_gathered_for_a_token(shape):
     assert max(exchanged, default=0) < min(map(math.prod, shards))
     if shape == "1,8,1":
         assert max(exchanged, default=0) <= 1  # whether all rows have ended
+
+
+@pytest.mark.parametrize(("shape", "int8_cache"), [("1,1,1", False), ("2,2,2", True)])
+def test_a_token_writes_one_column_of_the_cache(shape, int8_cache):
+    """In place: the loop copies none of the cache's arrays."""
+    program, _ = compiled(shape, ends=(), int8_cache=int8_cache)
+    written = []
+    for i, computation in tiny_cases.in_loops(program):
+        if 16 not in (sizes := hlo.dimensions(i.elements[0]))[2:]:  # 7 columns of prompts and 9
+            continue
+        assert i.opcode != "copy", i
+        if i.opcode == "dynamic-update-slice":
+            column = hlo.dimensions(computation[i.operands[1]].shape)
+            assert column == [1 if size == 16 else size for size in sizes]
+            written.append(i)
+    assert len(written) == MODEL.cfg.num_layers * (4 if int8_cache else 2)
 
 
 def test_a_cache_of_8_bits_is_close():

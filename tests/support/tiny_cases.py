@@ -106,20 +106,23 @@ def batch(seed: int, *shape: int, columns: int = 14) -> dict[str, np.ndarray]:
 COLLECTIVE = r"(all-gather|all-to-all|collective-permute|reduce-scatter|all-reduce)(-start)?"
 
 
-def exchanged_in_loops(program) -> list[int]:
-    """Sizes of the arrays that collectives in a compiled program's loops exchange."""
+def in_loops(program) -> list[tuple[hlo.Instruction, hlo.Computation]]:
+    """All instructions that a compiled program's loops run, each with its computation."""
     computations, _ = hlo.parse(program.as_text())
     loops = [i for c in computations.values() for i in c.values() if i.opcode == "while"]
-    sizes, called = [], [loop.attribute("body") for loop in loops]
+    found, called = [], [loop.attribute("body") for loop in loops]
     assert called
     for name in called:
         for i in computations[name].values():
-            if re.fullmatch(COLLECTIVE, i.opcode):
-                shapes = re.findall(r"\w+\[[\d,]*\]", i.shape)
-                sizes += [math.prod(hlo.dimensions(shape)) for shape in shapes]
-            targets = map(i.attribute, ("calls", "to_apply", "body"))
-            called += [target for target in targets if target and target not in called]
-    return sizes
+            found.append((i, computations[name]))
+            called += [target for target in i.called if target not in called]
+    return found
+
+
+def exchanged_in_loops(program) -> list[int]:
+    """Sizes of the arrays that collectives in a compiled program's loops exchange."""
+    every = [i for i, _ in in_loops(program) if re.fullmatch(COLLECTIVE, i.opcode)]
+    return [math.prod(hlo.dimensions(shape)) for i in every for shape in i.elements]
 
 
 def traced_once(function: Callable) -> Callable:
