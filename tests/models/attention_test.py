@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import plan_cases
 import pytest
 import tiny_cases
 from jax.experimental import pallas
@@ -20,6 +21,8 @@ from jax.sharding import AbstractDevice, AbstractMesh
 
 from fgrlhf_jax.errors import InputError
 from fgrlhf_jax.models import attention, decoding, heads, llama, sampling
+from fgrlhf_jax.ppo import programs
+from fgrlhf_jax.ppo.models import Architectures
 from fgrlhf_jax.runtime import optim, sharding
 from fgrlhf_jax.training import sft, supervised
 
@@ -191,6 +194,25 @@ def test_prompts_are_prefilled_by_flash_kernels(cudnn_version, kernel, platform)
         traced = sampling.generate.trace(weights, prompt, mask, keys, **options)
         text = traced.lower(lowering_platforms=(platform,)).as_text()
     assert re.search(r"custom_call @(__cudnn\$fmhaSoftmax|tpu_custom_call)\(", text)
+    assert "384x384" not in text
+
+
+@pytest.mark.parametrize(("kernel", "platform"), [("cudnn", "cuda"), ("splash", "tpu")])
+def test_an_update_of_ppo_has_flash_kernels_and_no_scores(cudnn_version, kernel, platform):
+    """Forward and backward, of the policy and of the critic."""
+    cfg = dataclasses.replace(CFG, dtype="bfloat16", attention=kernel)
+    critic = heads.TokenValueModel(cfg, "after")
+    models = Architectures(heads.CausalLM(cfg), critic, None, None)
+    config = plan_cases.ppo_config(**{"reward_function": "a:b", "data.max_new_tokens": 192})
+    optimizer, _ = programs.make_optimizer(config)
+    mesh, options = sharding.make_mesh("2,2,2"), {"ends": (1,), "prompt_widths": (192,)}
+    update = programs.make(config, models, mesh, optimizer, **options)["update"]
+    with jax.set_mesh(mesh):
+        traced = jax.jit(update.function).trace(*update.arguments)
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+    calls = re.findall(r"custom_call @(?:__cudnn\$fmha(\w+)|tpu_custom_call)\(", text)
+    # Both models call one function with the splash kernels.
+    assert calls == (["Softmax", "SoftmaxBackward"] * 2 if kernel == "cudnn" else [""] * 3)
     assert "384x384" not in text
 
 
