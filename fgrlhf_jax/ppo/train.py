@@ -210,7 +210,8 @@ class PPOTrainer:
         reference_kl = metrics.pop("reference_kl")
         if not self.checked:
             first_kl, int8_cache = 0.0 if step else reference_kl, config.sampling.int8_cache
-            checks.check_first(metrics, first_kl, step + 1, config.model.dtype, int8_cache)
+            options = config.model.dtype, int8_cache, self.settings.one_pass
+            checks.check_first(metrics, first_kl, step + 1, *options)
             self.checked = True
         self._adapt_kl(metrics["policy/kl"], step + 1)
         return state, metrics

@@ -210,26 +210,30 @@ def test_fault_6_put_in_stops_the_run(run, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "largest", "mean", "reference", "sound"),
+    ("dtype", "largest", "mean", "reference", "one_pass", "sound"),
     [
-        ("int8", 5e-4, 1e-2, 1e-6, True),
-        ("int8", 2e-3, 1e-2, 1e-6, False),
-        ("int8", 5e-4, 0.03, 1e-6, False),
-        ("float32", 5e-4, 1e-6, 1e-6, True),
-        ("float32", 2e-3, 1e-6, 0.0, False),
-        ("float32", 0.0, 0.0, 2e-3, False),
-        ("bfloat16", 0.224, 1e-3, 1e-3, True),  # of two sound programs
-        ("bfloat16", 0.2, 0.03, 0.0, False),
-        ("bfloat16", 0.2, 1e-3, 0.03, False),
+        ("int8", 5e-4, 1e-2, 1e-6, True, True),
+        ("int8", 2e-3, 1e-2, 1e-6, True, False),
+        ("int8", 5e-4, 0.03, 1e-6, True, False),
+        ("float32", 5e-4, 1e-6, 1e-6, True, True),
+        ("float32", 2e-3, 1e-6, 0.0, True, False),
+        ("float32", 0.0, 0.0, 2e-3, True, False),
+        ("bfloat16", 0.224, 1e-3, 1e-3, True, True),  # of two sound programs
+        ("bfloat16", 0.2, 0.03, 0.0, True, False),
+        ("bfloat16", 0.2, 1e-3, 0.03, True, False),
+        ("bfloat16", 0.2, 1e-3, 1e-6, False, True),
+        ("bfloat16", 0.2, 1e-3, 1e-3, False, False),  # of one program, of rounded norms
     ],
 )
-def test_in_bfloat16_the_first_step_is_checked_by_its_means(dtype, largest, mean, reference, sound):
+def test_in_bfloat16_the_first_step_is_checked_by_its_means(
+    dtype, largest, mean, reference, one_pass, sound
+):
     names = ("debug/initial_kl", "debug/sampler_mismatch_kl")
     metrics = {"debug/initial_log_ratio": largest} | dict.fromkeys(names, mean)
     if int8 := dtype == "int8":  # of the sampler's cache
         metrics["debug/initial_kl"], dtype = 1e-6, "float32"
     with contextlib.nullcontext() if sound else pytest.raises(RuntimeError, match="step 1: "):
-        checks.check_first(metrics, reference, 1, dtype, int8)
+        checks.check_first(metrics, reference, 1, dtype, int8, one_pass)
 
 
 def test_fault_8_every_update_has_its_own_order_and_every_rollout_its_own_keys(
