@@ -203,7 +203,7 @@ class PPOTrainer:
                 for part, rates in self.learning_rates.items()
             },
             "tokens": tokens,
-            "model_flops": sum(flops.values()),
+            "model_flops": 0.0 if self.settings.freeze else sum(flops.values()),
             **{f"time/{name}": s for name, s in seconds.items()},
             **{f"tokens_per_second/{name}": tokens / s for name, s in seconds.items()},
         }

@@ -64,7 +64,10 @@ class RowFile:
 
 
 def device_rates(flops: float, tokens: int, seconds: float) -> dict[str, float]:
-    """Rates of one device; without ``mfu`` if the device's peak is unknown, as for CPUs."""
+    """Rates of one device; without ``mfu`` if the device's peak is unknown, as for CPUs.
+
+    If the FLOPs are unknown, ``flops`` is 0.
+    """
     device_seconds = seconds * jax.device_count()
     rates = {"tokens_per_second/device": tokens / device_seconds}
     if flops:

@@ -138,8 +138,9 @@ def test_the_best_reward_counts_a_missing_end_as_ppo_does(rule):
 
 
 def test_the_best_score_exports_the_start_where_nothing_is_better(run, world):
-    """A policy that is frozen gives the same responses at every evaluation."""
+    """A policy that is frozen gives the same responses at every evaluation; FLOPs are unknown."""
     run_dir = run(best_metric="score", optimizer__freeze="policy/.*", steps=1)
+    assert "tflops_per_device" not in rows(run_dir)[-1]
     assert read_finished(run_dir)["step"] == 0
     exported, start = (contents(folder) for folder in (run_dir / "export", world.policy))
     assert exported["model.safetensors"] == start["model.safetensors"]

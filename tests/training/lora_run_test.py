@@ -119,7 +119,8 @@ def test_an_export_names_the_base_that_was_trained_on(fields, world, tmp_path, m
 
     monkeypatch.setattr(supervised_run, "run", train_and_replace)
     once = fields | {"model__path": base, "run_dir": tmp_path / "run", "steps": 1}
-    launch(sft, once)
+    launch(sft, once | {"optimizer__freeze": "lora_a$"})
+    assert "tflops_per_device" not in rows(tmp_path / "run")[-1]  # unknown with frozen parameters
     assert peft.recorded_digest(tmp_path / "run") == hf_load.base_digest(world.policy)
 
 
