@@ -79,7 +79,7 @@ def keep_freed_memory() -> None:
 def shorten_compilation() -> None:
     """Makes XLA run few passes over its code for CPUs, if there is no other device.
 
-    All passes would take half as long again, and the programs here would be no faster.
+    Of small models all passes take half as long again; the programs are no faster by them.
     """
     flag, flags = "--xla_backend_optimization_level", os.environ.get("XLA_FLAGS", "")
     plugins = map(importlib.util.find_spec, ("jax_plugins", "libtpu"))
