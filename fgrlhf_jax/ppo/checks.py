@@ -53,7 +53,7 @@ def check_prompts(config: ConfigDict, prompts: dict[str, Prompts]) -> None:
         times = f", {samples} times each" if samples > 1 else ""
         raise InputError(
             f"rollout_batch_size={config.rollout_batch_size} is more than the {count} prompts "
-            f"there are{times}; lower it or give more prompts"
+            f"there are{times}; give more, or lower it, minibatch_size and micro_batch_size"
         )
 
 
