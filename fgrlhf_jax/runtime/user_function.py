@@ -49,8 +49,9 @@ def load(name: str) -> Callable:
         with _current_folder():
             function = getattr(importlib.import_module(module), attribute)
     except (Exception, SystemExit) as error:  # a user's module may raise anything
-        missing = isinstance(error, ModuleNotFoundError) and error.name != module
-        advice = f"; install {error.name}, such as with pip" if missing else ""
+        missing = isinstance(error, ModuleNotFoundError) and error.name
+        is_own = f"{module}.".startswith(f"{missing}.")  # the user's module or its package
+        advice = f"; install {missing}, such as with pip" if missing and not is_own else ""
         raise InputError(f"{name}: cannot be loaded ({_describe_error(error)}){advice}") from error
     if not callable(function):
         raise InputError(f"{name}: is a {type(function).__name__}, not a function")

@@ -66,9 +66,12 @@ def test_a_function_is_known_by_its_file(module, tmp_path):
     ("name", "message"),
     [
         (":f", "':f': give a function as module:function"),
-        ("nowhere_at_all:f", r"cannot be loaded \(ModuleNotFoundError: .*nowhere_at_all"),
+        ("nowhere_at_all.of:f", r"cannot be loaded \(ModuleNotFoundError: .*nowhere_at_all'\)$"),
         ("MODULE:g", r"cannot be loaded \(AttributeError: .* no attribute 'g'\)"),
-        ("MODULE_broken:f", r"cannot be loaded \(ModuleNotFoundError: .*there_is_no_such"),
+        (
+            "MODULE_broken:f",
+            r"cannot be loaded \(ModuleNotFoundError: .*\); install there_is_no_such",
+        ),
         ("MODULE:number", "is a int, not a function"),
     ],
 )
