@@ -61,7 +61,7 @@ class PPOSettings:
     def one_pass(self) -> bool:
         """Whether a rollout is used for a single update of a single micro-batch.
 
-        The update's own forward pass then gives the old log-probabilities.
+        The update's own forward passes then give the old log-probabilities and values.
         """
         return self.ppo_epochs == 1 and self.micro_batch_size == self.rollout_batch_size
 

@@ -191,43 +191,40 @@ def update_once(
     settings: PPOSettings,
     optimizer: optax.GradientTransformation,
 ) -> tuple[TrainState, dict, dict]:
-    """One update from a whole rollout; its forward pass also gives the old log-probabilities.
+    """One update from a whole rollout; its forward passes also give old log-probabilities, values.
 
-    Every ratio is therefore 1. If policy and critic share states, the values come from this pass
-    too; a separate critic is updated afterwards, when the policy's activations are freed. The
-    metrics are those of the rollout and of the update.
+    Every ratio is therefore 1. The activations of a separate critic are kept during the policy's
+    backward pass, and its gradients follow. The metrics are those of the rollout and of the update.
     """
     static = {"models": models, "settings": settings}
-    group, *groups = parts_of(models)
+    groups = parts_of(models)
 
-    def apply(trained):
-        all_params = merge_base(fill(trained, params), frozen)
-        return predict(all_params, rows_of(rollout), target, **static)
-
-    params = {name: state.params[name] for name in group}
-    predictions, backward = jax.vjp(apply, without_frozen(params, settings.freeze))
-    old = {"logprob_BT": predictions.logprob_BT}
-    if "critic" in group:
-        old["value_BT"] = predictions.value_BT
-    experience, rollout_metrics = make_experience(rollout._replace(**old), kl_coef, settings)
-    loss = functools.partial(losses, parts=group, settings=settings)
-    gradient = jax.grad(loss, has_aux=True)
-    tokens = jnp.maximum(jnp.sum(experience.response_BT), 1)
-    cotangents, (sums, maxima) = gradient(predictions, experience, tokens)
-    (grads,) = backward(cotangents)
-    ptx_rows = jax.tree.map(lambda x: x[0], demonstrations)
-    grads, ptx = add_imitation(grads, params, frozen, ptx_rows, **static)
-    state, norms = apply_part(state, grads, optimizer, settings)
-    metrics = sums | maxima | ptx | norms
-    # Always true, but depends on the policy's gradients: its activations are freed by then.
-    is_next = metrics["policy/grad_norm"] != -1.0
-    experience = experience._replace(response_BT=experience.response_BT & is_next)
-    objective = functools.partial(rl_loss, frozen=frozen, target=target, **static)
-    for names in groups:
+    def forward(names: tuple[str, ...]):
         params = {name: state.params[name] for name in names}
-        grads, new = sum_gradients(params, experience, objective, settings)
+
+        def apply(trained):
+            all_params = merge_base(fill(trained, params), frozen)
+            return predict(all_params, rows_of(rollout), target, **static)
+
+        return params, *jax.vjp(apply, without_frozen(params, settings.freeze))
+
+    passes = [forward(names) for names in groups]
+    old = {"logprob_BT": passes[0][1].logprob_BT, "value_BT": passes[-1][1].value_BT}
+    old = jax.tree.map(lambda x_BT: jnp.where(rollout.response_BT, x_BT, 0.0), old)
+    experience, rollout_metrics = make_experience(rollout._replace(**old), kl_coef, settings)
+    tokens = jnp.maximum(jnp.sum(experience.response_BT), 1)
+    ptx_rows, metrics = jax.tree.map(lambda x: x[0], demonstrations), {}
+    for names, (params, predictions, backward) in zip(groups, passes, strict=True):
+        loss = functools.partial(losses, parts=names, settings=settings)
+        gradient = jax.grad(loss, has_aux=True)
+        cotangents, (sums, maxima) = gradient(predictions, experience, tokens)
+        (grads,) = backward(cotangents)
+        grads, ptx = add_imitation(grads, params, frozen, ptx_rows, **static)
         state, norms = apply_part(state, grads, optimizer, settings)
-        metrics |= new | norms
+        metrics |= sums | maxima | ptx | norms
+        # Always true, but depends on the policy's gradients: the critic's are computed after them.
+        is_next = metrics["policy/grad_norm"] != -1.0
+        experience = experience._replace(response_BT=experience.response_BT & is_next)
     return state, rollout_metrics, metrics
 
 

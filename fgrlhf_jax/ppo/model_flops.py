@@ -37,7 +37,7 @@ def model_flops(
         target = epochs * (
             forward + read + len(scorers) * logits_flops(cfg, np.sum(responses, dtype=float))
         )
-    recomputed = value if settings.one_pass else forward + value
+    recomputed = 0.0 if settings.one_pass else forward + value
     return {
         "generate": decoding_flops(cfg, prompts, responses),
         "score_rollout": forward + recomputed + score,

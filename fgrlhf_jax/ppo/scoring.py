@@ -98,8 +98,8 @@ def score_rollout(
     Args:
       params: the trained parameters of policy and critic.
       frozen: the other parameters; without a reward model rewards are 0, to be filled in later.
-      learning: bool, whether an update follows. Values are computed only then; policy predictions
-        are 0 if the update computes them itself (:attr:`PPOSettings.one_pass`).
+      learning: bool, whether an update follows. Values are computed only then; predictions of
+        policy and critic are 0 if the update computes them itself (:attr:`PPOSettings.one_pass`).
       prompt_BP, prompt_mask_BP: prompts padded on the left.
     """
     B, T = sampled.tokens_BT.shape
@@ -118,7 +118,7 @@ def score_rollout(
             for part in parts_of(models)
         )
         predictions = jax.lax.cond(learning, skip, first) if settings.one_pass else first()
-        for critic in others:
+        for critic in () if settings.one_pass else others:
             values = jax.lax.cond(learning, critic, skip)
             predictions = predictions._replace(value_BT=values.value_BT)
         results = {

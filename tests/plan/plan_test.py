@@ -98,11 +98,11 @@ def test_whether_it_fits(shapes, plan):
     assert ["update", *(f"{update[name] / 1e6:.3f}" for name in names), "yes"] in cells
 
 
-def test_score_rollout_without_the_policys_predictions():
-    """If the update computes the policy's predictions, three models remain in ``score_rollout``."""
+def test_score_rollout_without_predictions():
+    """If the update predicts, reference and reward model remain in ``score_rollout``."""
     step = ppo_shapes(ppo_config(ppo_epochs=1, minibatch_size=B)).steps["score_rollout"]
     costs, whole = measure_step(step, 0, 1e9, 8), [P + T] * (P + T)
-    expected = B / 8 * (row_flops(TINY, whole, T) + 2 * row_flops(TINY, whole, 0))
+    expected = B / 8 * (row_flops(TINY, whole, T) + row_flops(TINY, whole, 0))
     assert costs["model_flops"] == pytest.approx(expected, rel=1e-12)
     assert 0.999 < expected / costs["compiled_flops"] <= 1
 
