@@ -175,6 +175,8 @@ class Attention(nn.Module):
                 jax.lax.dynamic_update_slice_in_dim(x, new, column, axis)
                 for x, new, axis in zip(arrays, columns, attention.CACHE_AXES, strict=False)
             )
+            # Else attention may update a copy of its own, and the CPU copies a bfloat16 cache.
+            cached = jax.lax.optimization_barrier(cached)
             output_BSNH = attention.cached_attention(q_BSNH, cached, attend)
         output_BSD = checkpoint_name(output_BSNH.reshape(batch, length, -1), "attention")
         return self.o(output_BSD), cached

@@ -34,24 +34,14 @@ def split(tree, size: int):
     return jax.tree.map(split_leaf, tree)
 
 
-def unsplit(x: jax.Array) -> jax.Array:
-    """The inverse of :func:`split` for an array."""
-    x = x.reshape(x.shape[0], sharding.batch_shards(), -1, *x.shape[2:]).swapaxes(0, 1)
-    return _flatten(x.reshape(x.shape[0], -1, *x.shape[3:]))
+def unsplit(tree):
+    """The inverse of :func:`split`."""
 
+    def join_leaf(x):
+        x = x.reshape(x.shape[0], sharding.batch_shards(), -1, *x.shape[2:]).swapaxes(0, 1)
+        return _flatten(x.reshape(x.shape[0], -1, *x.shape[3:]))
 
-def put(tree, part, number: jax.Array):
-    """``tree``, arrays [B, ...], with ``part`` in the rows of group ``number`` of :func:`split`.
-
-    The arrays of ``part`` may be shorter along other axes; what they leave out does not change.
-    """
-
-    def put_leaf(x, part):
-        x, part = _by_device(x), _by_device(part)
-        start = (0, number * part.shape[1], *(0,) * (x.ndim - 2))
-        return _flatten(jax.lax.dynamic_update_slice(x, part, start))
-
-    return jax.tree.map(put_leaf, tree, part)
+    return jax.tree.map(join_leaf, tree)
 
 
 def _by_device(x: jax.Array) -> jax.Array:

@@ -176,12 +176,12 @@ def generate(
             (prompt_BP, mask_BP, prompt_length_B, key_B), order_GN
         )
 
-    def prefill(prompt_BP, mask_BP, columns):
-        prompts = {"prompt_BP": prompt_BP, "mask_BP": mask_BP, "columns": columns}
+    def prefill(prompt_BP, mask_BP):
+        prompts = {"prompt_BP": prompt_BP, "mask_BP": mask_BP, "columns": P + max_new}
         evaluate = functools.partial(_prefill, **prompts, int8=int8_cache)
         return _guided_logits(evaluate, model, weights, guide)
 
-    logits_BV, caches = _by_width(prefill, prompt_BP, mask_BP, prompt_widths, P + max_new)
+    logits_BV, caches = _by_width(prefill, prompt_BP, mask_BP, prompt_widths)
     empty_BT = jnp.zeros((B, max_new), jnp.int32)
     empty = Sampled(empty_BT, empty_BT[:, 0], jnp.zeros(B, bool), empty_BT.astype(jnp.float32))
     columns_1S = jnp.arange(P + max_new)[None]
@@ -224,37 +224,24 @@ def _guided_logits(evaluate, model, weights: DecodingWeights, guide: Guide | Non
     return logits_BV + guide.scale * reward_BV, (cache, guide_cache)
 
 
-def _by_width(
-    prefill: Callable,
-    prompt_BP: jax.Array,
-    mask_BP: jax.Array,
-    widths: tuple[int, ...],
-    columns: int,
-):
-    """Applies ``prefill(prompt_BP, mask_BP, columns of the caches)`` to small groups of rows.
+def _by_width(prefill: Callable, prompt_BP: jax.Array, mask_BP: jax.Array, widths: tuple[int, ...]):
+    """Applies ``prefill(prompt_BP, mask_BP)`` to small groups of rows.
 
-    Each group has the narrowest width that holds its prompts; rows should be sorted by length. Its
-    caches are written into those of all rows at once, so that no second copy of these exists.
+    Each group has the narrowest width that holds its prompts; rows should be sorted by length.
     """
-    (B, P), rows = prompt_BP.shape, GROUP * sharding.batch_shards()
-    if len(widths) < 2 or rows >= B or B % rows:
-        return prefill(prompt_BP, mask_BP, columns)
+    rows = GROUP * sharding.batch_shards()
+    if len(widths) < 2 or rows >= len(prompt_BP) or len(prompt_BP) % rows:
+        return prefill(prompt_BP, mask_BP)
     bodies = [
-        lambda prompt_BP, mask_BP, width=width: prefill(prompt_BP[:, :width], mask_BP[:, :width], P)
+        lambda prompt_BP, mask_BP, width=width: prefill(prompt_BP[:, :width], mask_BP[:, :width])
         for width in widths
     ]
 
-    def group(caches, inputs):
-        number, prompts = inputs
+    def group(prompts):
         longest = jnp.max(jnp.sum(prompts[1], axis=1))
-        logits_BV, part = jax.lax.switch(jnp.sum(longest > np.array(widths)), bodies, *prompts)
-        return row_groups.put(caches, part, number), logits_BV
+        return jax.lax.switch(jnp.sum(longest > np.array(widths)), bodies, *prompts)
 
-    _, shapes = jax.eval_shape(functools.partial(prefill, columns=columns), prompt_BP, mask_BP)
-    empty = jax.tree.map(lambda x: sharding.constrain_cache(jnp.zeros(x.shape, x.dtype)), shapes)
-    groups = jnp.arange(B // rows), row_groups.split((prompt_BP, mask_BP), GROUP)
-    caches, logits_XBV = jax.lax.scan(group, empty, groups)
-    return row_groups.unsplit(logits_XBV), caches
+    return row_groups.unsplit(jax.lax.map(group, row_groups.split((prompt_BP, mask_BP), GROUP)))
 
 
 def _prefill(model, weights: DecodingWeights, _, *, prompt_BP, mask_BP, columns: int, int8: bool):
