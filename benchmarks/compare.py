@@ -6,11 +6,12 @@ python -m benchmarks.compare [--only=rm,rm_edits,sft,decode,ppo,ppo_lora,ppo_rea
                              [--sides=ours,peer] [--rounds=2] [--steps=3] [--limit=1200]
 
 This project ("ours") and the peer run each item in turn (A B A B), each time in a fresh process,
-with one warm-up step and a few timed steps. The ratio is ours / peer in units per second (above 1:
-ours is faster), the median over rounds; its spread is the lowest and highest round (null for one
-round). benchmarks/peers/setup.sh installs the peers into --peers (benchmarks/peers/venv). Without
---model the weights are random, with SmolLM2-135M's shape; rm_edits and ppo_real need their files.
-Results are written after every item; --json keeps earlier results of other items.
+with one warm-up step and a few timed steps (ppo_real: one step, no warm-up). The ratio is ours /
+peer in units per second (above 1: ours is faster), the median over rounds; its spread is the lowest
+and highest round (null for one round). benchmarks/peers/setup.sh installs the peers into --peers
+(benchmarks/peers/venv). Without --model the weights are random, with SmolLM2-135M's shape; rm_edits
+and ppo_real need their files. Results are written after every item; --json keeps earlier results of
+other items.
 """
 
 import argparse

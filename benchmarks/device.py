@@ -203,7 +203,7 @@ def run_ours(group: str, model: str, size: str, **changes) -> dict:
     """Runs this project's side of an item in bfloat16; adds the FLOPs of one timed step."""
     (item,) = make_work(group, model, size)
     result = ours.main(item.script, item.job | {"dtype": "bfloat16"} | changes)
-    return result | {"flops": item.flops(result)}
+    return {"flops": result.get("model_flops") or item.flops(result)} | result
 
 
 def mfu(result: dict) -> dict:

@@ -184,6 +184,7 @@ def run_ppo(job: dict) -> dict:
         "lengths": [tokens / prompts] * prompts,
         "debug": debug,
         "stages": {name.removeprefix("time/"): rows[-1][name] for name in sorted(stages)},
+        "model_flops": rows[-1]["model_flops"],
     }
 
 

@@ -175,7 +175,8 @@ class Attention(nn.Module):
                 jax.lax.dynamic_update_slice_in_dim(x, new, column, axis)
                 for x, new, axis in zip(arrays, columns, attention.CACHE_AXES, strict=False)
             )
-            # Else attention may update a copy of its own, and the CPU copies a bfloat16 cache.
+            # Attention reads the written arrays: else the compiler may write the column twice, and
+            # for a CPU it copies a whole bfloat16 cache per token.
             cached = jax.lax.optimization_barrier(cached)
             output_BSNH = attention.cached_attention(q_BSNH, cached, attend)
         output_BSD = checkpoint_name(output_BSNH.reshape(batch, length, -1), "attention")

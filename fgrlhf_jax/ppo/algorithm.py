@@ -110,7 +110,8 @@ class Rows(NamedTuple):
 class Rollout(NamedTuple):
     """Sampled responses with their log-probabilities, values and rewards: the input of an update.
 
-    float32 arrays are 0 beyond the response. Log-probabilities are those at the temperature.
+    float32 arrays are 0 beyond the response; predictions of policy and critic are 0 if the update
+    makes them (:attr:`PPOSettings.one_pass`). Log-probabilities are those at the temperature.
     """
 
     tokens_BS: jax.Array

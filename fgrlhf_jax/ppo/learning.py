@@ -118,8 +118,8 @@ def update(
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """All updates from one rollout: epochs of minibatches of micro-batches.
 
-    Policy and critic are updated one after the other, so that only one of them holds activations
-    and gradients at a time.
+    Policy and critic are updated one after the other, so that only one of them holds gradients at a
+    time, and, but for :func:`update_once`, activations.
 
     Args:
       state: its ``params`` have "policy" and, if the algorithm has one, "critic".

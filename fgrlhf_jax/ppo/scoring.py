@@ -98,8 +98,9 @@ def score_rollout(
     Args:
       params: the trained parameters of policy and critic.
       frozen: the other parameters; without a reward model rewards are 0, to be filled in later.
-      learning: bool, whether an update follows. Values are computed only then; predictions of
-        policy and critic are 0 if the update computes them itself (:attr:`PPOSettings.one_pass`).
+      learning: bool, whether an update follows. A separate critic's values are computed only then;
+        predictions of policy and critic are 0 if the update computes them itself
+        (:attr:`PPOSettings.one_pass`).
       prompt_BP, prompt_mask_BP: prompts padded on the left.
     """
     B, T = sampled.tokens_BT.shape
@@ -117,10 +118,13 @@ def score_rollout(
             functools.partial(predict_rows, {name: params[name] for name in part}, rows)
             for part in parts_of(models)
         )
-        predictions = jax.lax.cond(learning, skip, first) if settings.one_pass else first()
-        for critic in () if settings.one_pass else others:
-            values = jax.lax.cond(learning, critic, skip)
-            predictions = predictions._replace(value_BT=values.value_BT)
+        if settings.one_pass:
+            predictions = jax.lax.cond(learning, skip, first)
+        else:
+            predictions = first()
+            for critic in others:
+                values = jax.lax.cond(learning, critic, skip)
+                predictions = predictions._replace(value_BT=values.value_BT)
         results = {
             "logprob_BT": predictions.logprob_BT,
             "value_BT": predictions.value_BT,

@@ -163,16 +163,19 @@ def test_top_p_keeps_the_smallest_set_that_reaches_the_mass():
 
 
 @functools.cache
-def compiled(shape: str, **options):
+def compiled(shape: str, cfg: llama.LlamaConfig = MODEL.cfg, **options):
     """The program of 8 rows on a mesh, and its weights."""
     mesh = sharding.make_mesh(shape, jax.devices() if shape != "1,1,1" else jax.devices()[:1])
-    weights = decoding.abstract_weights(PARAMS, MODEL, mesh)
-    weights = jax.device_put(WEIGHTS, jax.tree.map(lambda x: x.sharding, weights))
+    model = heads.CausalLM(cfg)
+    params = tiny_cases.parameters(model)
+    layout = decoding.abstract_weights(params, model, mesh)
+    weights = decoding.decoding_weights(params, model)
+    weights = jax.device_put(weights, jax.tree.map(lambda x: x.sharding, layout))
     tokens, mask = tiny_cases.laid_out(PROMPTS * 2, "left", fill=63, width=7)
     keys = sampling.row_keys(jax.random.key(1), 8)
     with jax.set_mesh(mesh):
         placed = sharding.put_batch((tokens.astype(np.int32), mask), mesh)
-        options = {"model": MODEL, "ends": (EOS,), "max_new": 9, **options}
+        options = {"model": model, "ends": (EOS,), "max_new": 9, **options}
         arguments = weights, *placed, keys
         return sampling.generate.lower(*arguments, **options).compile(), arguments
 
@@ -194,10 +197,20 @@ def test_no_weights_are_gathered_for_a_token(shape):
         assert max(exchanged, default=0) <= 1  # whether all rows have ended
 
 
-@pytest.mark.parametrize(("shape", "int8_cache"), [("1,1,1", False), ("2,2,2", True)])
-def test_a_token_writes_one_column_of_the_cache(shape, int8_cache):
+HALF = dataclasses.replace(MODEL.cfg, dtype="bfloat16", num_kv_heads=MODEL.cfg.num_heads)
+
+
+@pytest.mark.parametrize(
+    ("shape", "cfg", "int8_cache"),
+    [
+        ("1,1,1", MODEL.cfg, False),
+        *((shape, HALF, False) for shape in ("1,1,1", "1,8,1", "2,2,2")),
+        ("2,2,2", MODEL.cfg, True),
+    ],
+)
+def test_a_token_writes_one_column_of_the_cache(shape, cfg, int8_cache):
     """In place: the loop copies none of the cache's arrays."""
-    program, _ = compiled(shape, ends=(), int8_cache=int8_cache)
+    program, _ = compiled(shape, cfg, ends=(), int8_cache=int8_cache)
     written = []
     for i, computation in tiny_cases.in_loops(program):
         if 16 not in (sizes := hlo.dimensions(i.elements[0]))[2:]:  # 7 columns of prompts and 9

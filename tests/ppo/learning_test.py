@@ -60,9 +60,12 @@ def demonstrations(updates: int, size: int) -> Rows:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("shared", "ptx_weight"), [(False, 0.5), (True, 0.0)])
-def test_one_forward_pass_gives_the_old_log_probabilities_and_values_too(shared, ptx_weight):
-    """And that of demonstrations is the same pass."""
+@pytest.mark.parametrize(
+    ("shared", "ptx_weight", "freeze"),
+    [(False, 0.5, ""), (True, 0.0, ""), (False, 0.0, "critic/backbone")],
+)
+def test_the_forward_passes_of_a_single_update_give_the_old_predictions(shared, ptx_weight, freeze):
+    """With demonstrations to imitate, too."""
     models = cases.MODELS._replace(critic=None) if shared else cases.MODELS
     params = cases.SHARED if shared else PARAMS
     edits = demonstrations(1, 8) if ptx_weight else None
@@ -70,7 +73,7 @@ def test_one_forward_pass_gives_the_old_log_probabilities_and_values_too(shared,
     for size in (4, 8):  # rollouts of two micro-batches are predicted before the update
         changes = cases.ONCE | {"micro_batch_size": size}
         rollout = rolled_out(shared, **changes)
-        settings = cases.settings(ptx_weight=ptx_weight, **changes)
+        settings = cases.settings(ptx_weight=ptx_weight, freeze=freeze, **changes)
         options = {"optimizer": OPTIMIZER, "models": models, "settings": settings}
         step = jax.jit(functools.partial(learning.update, **options))
         arguments = state, cases.FROZEN, rollout, jnp.float32(0.1), jax.random.key(5), edits

@@ -147,7 +147,7 @@ def test_a_quantized_policy_may_have_a_whole_reward_model_of_any_width():
     assert set(abstract_params(models, MESH)["critic"]) == {"lora", "head"}
 
 
-@pytest.mark.parametrize(("shared", "micro_batch_size"), [(False, 4), (True, 8)])  # 8: in one pass
+@pytest.mark.parametrize(("shared", "micro_batch_size"), [(False, 4), (False, 8), (True, 8)])
 def test_updates_follow_the_gradients_of_whole_models(shared, micro_batch_size):
     """d A = s dW Bᵀ of the gradient dW of the whole model; the base has none."""
     changes = {"micro_batch_size": micro_batch_size}
