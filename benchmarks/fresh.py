@@ -103,7 +103,11 @@ def check_seconds(result: dict) -> None:
 
 
 def exit_with_status(main: Callable[[], bool | None]) -> None:
-    """Runs a command; exit status 1 for False or failure, 2 for bad input, 130 for Ctrl-C."""
+    """Runs a command; exit status 1 for False or failure, 2 for bad input, 130 for Ctrl-C.
+
+    SIGTERM is treated like Ctrl-C, so that no measured process outlives the command.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         if main() is False:
             sys.exit(1)
@@ -114,5 +118,5 @@ def exit_with_status(main: Callable[[], bool | None]) -> None:
         print(error, file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
-        print("interrupted; results so far are in the file of --json", file=sys.stderr)
+        print("interrupted; finished items, if any, are in the file of --json", file=sys.stderr)
         sys.exit(130)

@@ -96,10 +96,16 @@ def test_a_stage_waits_for_one_that_still_saves(hold, tmp_path, monkeypatch, cap
     run_dir = tmp_path / "run"
     holder = hold(run_dir)
     monkeypatch.setenv(interrupt.PARENT_PID, "1")
-    timer = threading.Timer(0.3, holder.kill)
+    is_ending = threading.Event()
+
+    def end():
+        is_ending.set()
+        holder.kill()
+
+    timer = threading.Timer(0.3, end)
     timer.start()
     run_folder.lock(run_dir)
-    assert holder.process.poll() is not None
+    assert is_ending.is_set()
     timer.join()
     assert f"waiting for process {holder.pid}" in capsys.readouterr().out
     assert (run_dir / ".lock").read_text() == str(os.getpid())
