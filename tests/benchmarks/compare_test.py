@@ -1,7 +1,10 @@
 """benchmarks.compare at toy size, with a peer script that writes a known result."""
 
 import json
+import os
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -140,6 +143,28 @@ def test_a_side_that_takes_too_long_is_ended(peers):
     item = work.Work("x", "x", "sft", "torch", "tokens", {}, lambda _: 1.0)
     with pytest.raises(RuntimeError, match=r"peer failed \(more than 0.5 s\)"):
         compare.run(item, "peer", options)
+
+
+COMMAND = """
+import sys
+from benchmarks import fresh
+worker = "import os, sys, time; print(os.getpid(), file=open(sys.argv[1], 'w')); time.sleep(60)"
+fresh.exit_with_status(lambda: fresh.run([sys.executable, "-c", worker, sys.argv[1]], {}, 60))
+"""
+
+
+def test_a_terminated_command_ends_its_worker(tmp_path):
+    file = tmp_path / "pid"
+    root = Path(compare.__file__).parents[1]
+    process = subprocess.Popen([sys.executable, "-c", COMMAND, str(file)], cwd=root)
+    for _ in range(600):
+        if file.exists() and (pid := file.read_text().strip()):
+            break
+        time.sleep(0.05)
+    process.terminate()
+    assert process.wait(30) == 130
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid), 0)
 
 
 @pytest.mark.parametrize(
