@@ -79,25 +79,6 @@ def predict(
     return Predictions(logprob_BT, entropy_BT, value_BT, target_kl_BT)
 
 
-def predict_old(
-    params: dict, rows: Rows, learning: jax.Array, *, models: Architectures, settings: PPOSettings
-) -> Predictions:
-    """The predictions of policy and critic that a rollout keeps, see :func:`score_rollout`."""
-    static = {"models": models, "settings": settings}
-    skip = functools.partial(predict, {}, rows, **static)
-    first, *others = (
-        functools.partial(predict, {name: params[name] for name in part}, rows, **static)
-        for part in parts_of(models)
-    )
-    if settings.one_pass:
-        return jax.lax.cond(learning, skip, first)
-    predictions = first()
-    for critic in others:
-        values = jax.lax.cond(learning, critic, skip)
-        predictions = predictions._replace(value_BT=values.value_BT)
-    return predictions
-
-
 def score_rollout(
     params: dict,
     frozen: Frozen,
@@ -128,15 +109,26 @@ def score_rollout(
     tokens_BS = jax.vmap(jnp.roll)(padded_BS, start_B - prompt_BP.shape[1])  # from column 0 on
     all_rows = Rows(tokens_BS, start_B, jnp.arange(T)[None] < sampled.length_B[:, None])
     params, (reference, reward_model) = merge_base(params, frozen), merge_frozen(frozen)
-    static = {"models": models, "settings": settings}
+    predict_rows = functools.partial(predict, models=models, settings=settings)
     level = models.meta.level if reward_model else ""
 
     def score(outputs, rows, numbers, is_real):
-        predictions = predict_old(params, rows, learning, **static)
+        skip = functools.partial(predict_rows, {}, rows)
+        first, *others = (
+            functools.partial(predict_rows, {name: params[name] for name in part}, rows)
+            for part in parts_of(models)
+        )
+        if settings.one_pass:
+            predictions = jax.lax.cond(learning, skip, first)
+        else:
+            predictions = first()
+            for critic in others:
+                values = jax.lax.cond(learning, critic, skip)
+                predictions = predictions._replace(value_BT=values.value_BT)
         results = {
             "logprob_BT": predictions.logprob_BT,
             "value_BT": predictions.value_BT,
-            "ref_logprob_BT": predict({"policy": reference}, rows, **static).logprob_BT,
+            "ref_logprob_BT": predict_rows({"policy": reference}, rows).logprob_BT,
         }
         if reward_model:
             reward_BS = score_tokens(
